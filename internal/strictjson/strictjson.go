@@ -1,0 +1,149 @@
+// Package strictjson reads and writes JSON as the agent's protocol wants it: member
+// names exact, unknown and duplicate members and trailing content refused, binary
+// values in base64url. It also repairs the one thing in which all published Mesh
+// data departs from RFC 8259: raw line feeds inside strings.
+package strictjson
+
+import (
+	"encoding/base64"
+	"errors"
+	"fmt"
+
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+)
+
+// Value is one JSON value, not yet decoded.
+type Value = jsontext.Value
+
+// Unmarshal decodes one JSON value, strictly.
+func Unmarshal(data []byte, v any) error {
+	return json.Unmarshal(EscapeControls(data), v, json.RejectUnknownMembers(true))
+}
+
+// Marshal encodes v on one line.
+func Marshal(v any) ([]byte, error) { return json.Marshal(v) }
+
+// MarshalIndent encodes v for people, indented by two spaces.
+func MarshalIndent(v any) ([]byte, error) {
+	return json.Marshal(v, jsontext.WithIndent("  "))
+}
+
+// Valid reports whether data is exactly one well-formed JSON value without duplicate
+// members, and if not, why.
+func Valid(data []byte) error {
+	var v jsontext.Value
+	return json.Unmarshal(EscapeControls(data), &v)
+}
+
+// EscapeControls returns data with raw control characters inside string literals
+// written as escapes, so that published Mesh objects parse. Valid JSON is returned
+// as it is. Signatures are over the original octets: use the result for parsing only.
+func EscapeControls(data []byte) []byte {
+	var out []byte
+	start, inString, escaped := 0, false, false
+	for i, c := range data {
+		switch {
+		case !inString:
+			inString = c == '"'
+		case escaped:
+			escaped = false
+		case c == '\\':
+			escaped = true
+		case c == '"':
+			inString = false
+		case c < 0x20:
+			out = append(out, data[start:i]...)
+			out = fmt.Appendf(out, `\u%04x`, c)
+			start = i + 1
+		}
+	}
+	if out == nil {
+		return data
+	}
+	return append(out, data[start:]...)
+}
+
+// Binary is octets written as base64url without padding. On input, line feeds,
+// carriage returns, tabs and blanks between the characters are skipped; padding and
+// any other character, and unused bits that are not zero, are refused.
+type Binary []byte
+
+// MarshalJSON writes one string without line breaks.
+func (b Binary) MarshalJSON() ([]byte, error) {
+	out := make([]byte, 0, base64.RawURLEncoding.EncodedLen(len(b))+2)
+	out = append(out, '"')
+	out = base64.RawURLEncoding.AppendEncode(out, b)
+	return append(out, '"'), nil
+}
+
+// UnmarshalJSON reads one string. A value that is not a string is refused, null too.
+func (b *Binary) UnmarshalJSON(data []byte) error {
+	if len(data) == 0 || data[0] != '"' {
+		return errors.New("base64url string expected")
+	}
+	text, err := jsontext.AppendUnquote(nil, data)
+	if err != nil {
+		return err
+	}
+	octets, err := DecodeBase64(text)
+	if err != nil {
+		return err
+	}
+	*b = octets
+	return nil
+}
+
+// DecodeBase64 decodes base64url text as Binary does.
+func DecodeBase64(text []byte) ([]byte, error) {
+	compact := make([]byte, 0, len(text))
+	for _, c := range text {
+		switch c {
+		case '\n', '\r', '\t', ' ':
+		default:
+			compact = append(compact, c)
+		}
+	}
+	out, err := base64.RawURLEncoding.Strict().AppendDecode([]byte{}, compact)
+	if err != nil {
+		return nil, errors.New("not base64url without padding") // not the offset: the value may be secret
+	}
+	return out, nil
+}
+
+// Tagged is a JSON object of exactly one member: the Mesh's way to say which type an object has.
+type Tagged struct {
+	Tag  string
+	Body Value
+}
+
+// NewTagged encodes body under tag.
+func NewTagged(tag string, body any) (Tagged, error) {
+	b, err := json.Marshal(body)
+	return Tagged{Tag: tag, Body: b}, err
+}
+
+// MarshalJSON writes {"Tag":Body}.
+func (t Tagged) MarshalJSON() ([]byte, error) {
+	return json.Marshal(map[string]Value{t.Tag: t.Body})
+}
+
+// UnmarshalJSON reads an object of exactly one member.
+func (t *Tagged) UnmarshalJSON(data []byte) error {
+	var m map[string]Value
+	if err := json.Unmarshal(data, &m); err != nil {
+		return err
+	}
+	if len(m) != 1 {
+		return fmt.Errorf("object with exactly one member expected, it has %d", len(m))
+	}
+	for tag, body := range m {
+		*t = Tagged{Tag: tag, Body: body}
+	}
+	return nil
+}
+
+// Decode decodes the body strictly.
+func (t Tagged) Decode(v any) error {
+	return json.Unmarshal(t.Body, v, json.RejectUnknownMembers(true))
+}

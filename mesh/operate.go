@@ -1,0 +1,185 @@
+package mesh
+
+import "github.com/mesh-agent/mesh-agent/internal/strictjson"
+
+// Binary is octets in base64url; see strictjson.Binary.
+type Binary = strictjson.Binary
+
+// Tagged is an object of one member whose name is its type.
+type Tagged = strictjson.Tagged
+
+// The tags of messages and of operations and their results. Those of the first group
+// are the Mesh's own (draft-hallambaker-mesh-protocol, Section 7.6); the second group is
+// this agent's extension.
+const (
+	TagHelloRequest       = "HelloRequest"
+	TagMeshHelloResponse  = "MeshHelloResponse"
+	TagOperateRequest     = "OperateRequest"
+	TagOperateResponse    = "OperateResponse"
+	TagOperationAgreement = "CryptographicOperationKeyAgreement"
+	TagOperationSign      = "CryptographicOperationSign"
+	TagOperationGenerate  = "CryptographicOperationGenerate"
+	TagOperationShare     = "CryptographicOperationShare"
+	TagResultAgreement    = "CryptographicResultKeyAgreement"
+	TagResultSign         = "CryptographicResultSign"
+	TagResultGenerate     = "CryptographicResultGenerate"
+	TagResultShare        = "CryptographicResultShare"
+	TagResult             = "CryptographicResult"
+	TagOperationDecrypt   = "CryptographicOperationDecrypt"
+	TagResultDecrypt      = "CryptographicResultDecrypt"
+)
+
+// StatusOK is the Status of what succeeded.
+const StatusOK = 201
+
+// HelloRequest asks what the agent is and supports.
+type HelloRequest struct{}
+
+// MeshHelloResponse answers HelloRequest.
+type MeshHelloResponse struct {
+	Status     int
+	Version    Version
+	Operations []string
+	Build      string
+}
+
+// Version is a protocol version.
+type Version struct {
+	Major     int
+	Minor     int
+	Encodings []string
+}
+
+// OperateRequest carries one or many operations.
+type OperateRequest struct {
+	AccountAddress string   `json:",omitzero"` // ignored
+	Operations     []Tagged // each one of the CryptographicOperation types
+}
+
+// OperateResponse answers OperateRequest. Results[i] answers Operations[i].
+type OperateResponse struct {
+	Status            int
+	StatusDescription string   `json:",omitzero"`
+	Results           []Tagged `json:",omitzero"`
+}
+
+// PublicKeyECDH is a public key or point on one of the seven curves.
+type PublicKeyECDH struct {
+	Curve  string `json:"crv"`
+	Public Binary
+}
+
+// PublicParameters is the tagged choice of public key; exactly one member is set.
+type PublicParameters struct {
+	PublicKeyECDH *PublicKeyECDH `json:",omitzero"`
+	PublicKeyRSA  *PublicKeyRSA  `json:",omitzero"`
+}
+
+// PublicKeyRSA is an RSA public key in the JOSE names (RFC 7518, 6.3.1), big endian.
+type PublicKeyRSA struct {
+	KeyID string `json:"kid,omitzero"`
+	N     Binary `json:"n"`
+	E     Binary `json:"e"`
+}
+
+// OperationKeyAgreement asks for a whole or partial agreement.
+type OperationKeyAgreement struct {
+	KeyId          string
+	PublicKey      PublicParameters
+	KeyCoefficient Binary `json:",omitzero"` // scalar in the curve's encoding, 1 <= c < L
+}
+
+// OperationSign asks for a signature over Data, the message itself.
+type OperationSign struct {
+	KeyId string
+	Data  Binary
+	Mode  string `json:",omitzero"` // Ed25519: "mesh" (default) or "pure"; RSA: "pss", else PKCS #1 v1.5
+}
+
+// OperationGenerate asks for a new key.
+type OperationGenerate struct {
+	Algorithm string
+	Use       string
+	Token     string
+}
+
+// OperationShare asks a key of use split for its shares.
+type OperationShare struct {
+	KeyId     string
+	Threshold int
+	Shares    int
+}
+
+// OperationDecrypt asks to open one recipient entry of a DARE envelope.
+type OperationDecrypt struct {
+	KeyId     string
+	Recipient DecryptRecipient
+	Partials  []PublicParameters `json:",omitzero"` // signed points of the other share holders
+	Info      string             `json:",omitzero"` // HKDF info of the key encryption key
+	Release   string             `json:",omitzero"` // "seed" (default) or "key"
+	Salt      Binary             `json:",omitzero"` // with Release "key"
+}
+
+// DecryptRecipient is the part of a DARE recipient entry that decryption needs.
+type DecryptRecipient struct {
+	EphemeralKey PublicParameters `json:"epk"`
+	WrappedKey   Binary           `json:"wmk"`
+}
+
+// Failure is the body of every result whose Status is not 201.
+type Failure struct {
+	Status int
+	Error  string
+}
+
+// ResultKeyAgreement answers OperationKeyAgreement.
+type ResultKeyAgreement struct {
+	Status       int
+	KeyAgreement KeyAgreement
+}
+
+// KeyAgreement is the tagged choice of agreement results.
+type KeyAgreement struct {
+	KeyAgreementECDH KeyAgreementECDH
+}
+
+// KeyAgreementECDH is the agreement in signed form: 33, 57, 32, 57, 65, 97, 133 octets.
+type KeyAgreementECDH struct {
+	Curve  string
+	Result Binary
+}
+
+// ResultSign answers OperationSign.
+type ResultSign struct {
+	Status    int
+	Signature Binary
+}
+
+// ResultGenerate answers OperationGenerate.
+type ResultGenerate struct {
+	Status    int
+	KeyId     string
+	PublicKey PublicParameters
+}
+
+// ResultShare answers OperationShare.
+type ResultShare struct {
+	Status int
+	Shares []ResultShareItem
+}
+
+// ResultShareItem is one share, in an envelope that only its recipient opens.
+type ResultShareItem struct {
+	X         int `json:",omitzero"`
+	Recipient string
+	PublicKey PublicParameters
+	Envelope  strictjson.Value
+}
+
+// ResultDecrypt answers OperationDecrypt: Seed, or Key and IV.
+type ResultDecrypt struct {
+	Status int
+	Seed   Binary `json:",omitzero"`
+	Key    Binary `json:",omitzero"`
+	IV     Binary `json:",omitzero"`
+}
