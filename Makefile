@@ -1,0 +1,34 @@
+# The two commands of this project are `make demo` and `make test`.
+
+GO ?= go
+BIN := bin/mesh-agent
+PREFIX ?= $(HOME)/.local
+UNITS := $(HOME)/.config/systemd/user
+
+.DEFAULT_GOAL := help
+.PHONY: help build demo test quick install man clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build: ## build bin/mesh-agent, one static binary
+	CGO_ENABLED=0 $(GO) build -trimpath -o $(BIN) ./cmd/mesh-agent
+
+demo: ## show it at work on real data (FILE=path encrypts a file of yours)
+	@GO=$(GO) scripts/demo.sh $(if $(FILE),"$(FILE)")
+
+test: ## install what the tests need, then run everything: style, tests with -race, fuzzing, benchmarks
+	@GO=$(GO) scripts/test.sh
+
+quick: ## the tests alone, without -race
+	$(GO) test ./...
+
+install: build ## install the binary in PREFIX/bin and the units of systemd's user manager
+	install -D -m 0755 $(BIN) $(PREFIX)/bin/mesh-agent
+	install -D -m 0644 -t $(UNITS) systemd/*.service systemd/*.socket
+
+man: ## write docs/man anew from the commands
+	$(GO) test ./cmd/mesh-agent -run '^TestManPages$$' -update -count=1
+
+clean: ## remove what was built
+	rm -rf bin

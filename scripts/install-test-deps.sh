@@ -1,0 +1,43 @@
+#!/bin/sh
+# Installs the real components that the tests talk to, on Debian and its kin.
+# With an argument "demo": only what the demonstration needs. Does nothing when all is there.
+set -eu
+
+missing=
+# need PROGRAM PACKAGE: notes the package if the program is not installed.
+need() {
+	PATH="$PATH:/usr/sbin:/sbin" command -v "$1" >/dev/null 2>&1 || missing="$missing $2"
+}
+
+need swtpm swtpm
+need ssh-keygen openssh-client
+if [ "${1:-}" != demo ]; then
+	need swtpm_setup swtpm-tools
+	need sshd openssh-server
+	need systemd-analyze systemd
+	need systemd-socket-activate systemd
+	need gcc gcc # go test -race needs it
+	[ -e /usr/include/stdio.h ] || missing="$missing libc6-dev"
+fi
+[ -n "$missing" ] || exit 0
+
+echo "installing:$missing" >&2
+if ! command -v apt-get >/dev/null 2>&1; then
+	echo "$0: no apt-get here; install these yourself:$missing" >&2
+	exit 1
+fi
+as_root=
+if [ "$(id -u)" -ne 0 ]; then
+	if ! command -v sudo >/dev/null 2>&1; then
+		echo "$0: neither root nor sudo; as root: apt-get install$missing" >&2
+		exit 1
+	fi
+	as_root=sudo
+fi
+export DEBIAN_FRONTEND=noninteractive
+# Word splitting of $missing is meant.
+# shellcheck disable=SC2086
+if ! $as_root apt-get install -y -q --no-install-recommends $missing >&2; then
+	$as_root apt-get update -q >&2
+	$as_root apt-get install -y -q --no-install-recommends $missing >&2
+fi

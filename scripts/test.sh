@@ -1,0 +1,48 @@
+#!/bin/sh
+# Everything that must hold, in the order in which failures are cheapest to find.
+# FUZZTIME sets how long each decoder is fuzzed.
+set -eu
+cd "$(dirname "$0")/.."
+GO=${GO:-go}
+FUZZTIME=${FUZZTIME:-3s}
+
+step() { printf '\n== %s\n' "$*"; }
+
+step "test dependencies"
+scripts/install-test-deps.sh
+PATH="$PATH:/usr/sbin:/sbin"
+export PATH
+
+step "gofmt"
+unformatted=$(git ls-files -co --exclude-standard -- '*.go' | xargs gofmt -l)
+if [ -n "$unformatted" ]; then
+	printf 'not formatted:\n%s\n' "$unformatted" >&2
+	exit 1
+fi
+
+step "static build"
+CGO_ENABLED=0 $GO build ./...
+
+step "go vet"
+$GO vet ./...
+
+step "staticcheck"
+$GO tool staticcheck ./...
+
+step "tests"
+$GO test -race ./...
+
+step "fuzzing, $FUZZTIME each"
+targets=$(grep -r --include='*_test.go' -o -E '^func Fuzz[A-Za-z0-9_]+' . | sed 's|/[^/]*:func |:|' | sort)
+if [ -z "$targets" ]; then
+	echo "no fuzz targets found" >&2
+	exit 1
+fi
+for target in $targets; do
+	$GO test -run '^$' -fuzz "^${target#*:}\$" -fuzztime "$FUZZTIME" "${target%%:*}"
+done
+
+step "benchmarks, once each"
+$GO test -run '^$' -bench . -benchtime 1x ./...
+
+step "all passed"
