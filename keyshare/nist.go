@@ -1,0 +1,101 @@
+package keyshare
+
+import (
+	"bytes"
+
+	"filippo.io/nistec"
+
+	"github.com/mesh-agent/mesh-agent/keyshare/internal/badpoint"
+)
+
+// nistPoint is what the point types of package nistec have in common.
+type nistPoint[P any] interface {
+	Add(P, P) P
+	Bytes() []byte
+	IsInfinity() int
+	Negate(P) P
+	ScalarBaseMult([]byte) (P, error)
+	ScalarMult(P, []byte) (P, error)
+	Set(P) P
+	SetBytes([]byte) (P, error)
+	SetGenerator() P
+}
+
+// nistCurve is one NIST curve. The groups have prime order: a point on the curve other
+// than infinity has order L.
+type nistCurve[P nistPoint[P]] struct {
+	newPoint func() P
+	prime    []byte // of the field, big endian
+}
+
+var (
+	p256 = nistCurve[*nistec.P256Point]{nistec.NewP256Point, unhex("ffffffff00000001000000000000000000000000ffffffffffffffffffffffff")}
+	p384 = nistCurve[*nistec.P384Point]{nistec.NewP384Point, unhex("fffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffeffffffff0000000000000000ffffffff")}
+	p521 = nistCurve[*nistec.P521Point]{nistec.NewP521Point, append([]byte{0x01, 0xff}, bytes.Repeat([]byte{0xff}, 64)...)}
+)
+
+// parse takes the uncompressed form only. nistec would take the compressed form and
+// infinity as well, and does not say what is wrong with a point.
+func (c nistCurve[P]) parse(b []byte) (element, error) {
+	size := len(c.prime)
+	if err := checkLength(b, 1+2*size); err != nil {
+		return nil, err
+	}
+	if b[0] != 0x04 {
+		return nil, badpoint.SignOctet
+	}
+	if bytes.Compare(b[1:1+size], c.prime) >= 0 || bytes.Compare(b[1+size:], c.prime) >= 0 {
+		return nil, badpoint.NonCanonical
+	}
+	p, err := c.newPoint().SetBytes(b)
+	if err != nil {
+		return nil, badpoint.Twist
+	}
+	return c.checked(p)
+}
+
+func (c nistCurve[P]) base() element { return nistElement[P]{c.newPoint().SetGenerator(), c.newPoint} }
+
+func (c nistCurve[P]) baseMult(s *Scalar) (element, error) {
+	k := s.Bytes()
+	defer clear(k)
+	p, err := c.newPoint().ScalarBaseMult(k)
+	if err != nil {
+		return nil, err
+	}
+	return c.checked(p)
+}
+
+func (c nistCurve[P]) checked(p P) (element, error) { return checkedNIST(p, c.newPoint) }
+
+func checkedNIST[P nistPoint[P]](p P, newPoint func() P) (element, error) {
+	if p.IsInfinity() == 1 {
+		return nil, badpoint.Identity
+	}
+	return nistElement[P]{p, newPoint}, nil
+}
+
+type nistElement[P nistPoint[P]] struct {
+	p        P
+	newPoint func() P
+}
+
+func (e nistElement[P]) encode() []byte { return e.p.Bytes() }
+
+func (e nistElement[P]) negate() element {
+	return nistElement[P]{e.newPoint().Negate(e.p), e.newPoint}
+}
+
+func (e nistElement[P]) add(q element) (element, error) {
+	return checkedNIST(e.newPoint().Add(e.p, q.(nistElement[P]).p), e.newPoint)
+}
+
+func (e nistElement[P]) mult(s *Scalar) (element, error) {
+	k := s.Bytes()
+	defer clear(k)
+	p, err := e.newPoint().ScalarMult(e.p, k)
+	if err != nil {
+		return nil, err
+	}
+	return checkedNIST(p, e.newPoint)
+}
