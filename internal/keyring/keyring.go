@@ -1,0 +1,182 @@
+// Package keyring assembles keys from their records: keys in tokens, software keys and
+// composites whose parts may live in several tokens. It is the one place that knows
+// several tokens at once.
+//
+// It decides about uses only as far as a record's one use goes; who may do what is for
+// the policy, whose turn it is for the gate, and both belong to the agent. It never sees
+// a private key except on its way from an import into a token.
+package keyring
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"sync/atomic"
+
+	"github.com/mesh-agent/mesh-agent/internal/store"
+	"github.com/mesh-agent/mesh-agent/token"
+)
+
+// ErrUse says that the one use of a key does not permit this. Errors that wrap it begin with it.
+var ErrUse = errors.New("use")
+
+// ErrConflict says that the key is held already with another use, in another token or for
+// other recipients. It wraps ErrUse; the *ConflictError around it says which.
+var ErrConflict = fmt.Errorf("%w: key is held", ErrUse)
+
+// ConflictError is ErrConflict with what the key is held as.
+type ConflictError struct {
+	Udf   string
+	Use   token.Use
+	Token string
+	// Differs is "use", "token", "share-to" or "sign of the public key".
+	Differs string
+}
+
+// Error begins with "use" and says what the key is held as.
+func (e *ConflictError) Error() string {
+	return fmt.Sprintf("%v: %s has use %q in token %q, the %s differs", ErrConflict, e.Udf, string(e.Use), e.Token, e.Differs)
+}
+
+// Unwrap returns ErrConflict.
+func (e *ConflictError) Unwrap() error { return ErrConflict }
+
+// Gate admits one operation to a token: it waits for a turn and returns the function that
+// ends it. It may refuse, because the agent was locked or the policy changed meanwhile.
+// A composite takes its parts' gates one after another, never two at once.
+// A nil Gate admits everything.
+type Gate func(ctx context.Context, tokenName string) (leave func(), err error)
+
+func (g Gate) enter(ctx context.Context, tokenName string) (leave func(), err error) {
+	if g == nil {
+		return func() {}, ctx.Err()
+	}
+	return g(ctx, tokenName)
+}
+
+// Keyring holds the keys of one store. Its methods may be called from several goroutines
+// at once.
+type Keyring struct {
+	store    *store.Store
+	tokens   []token.Token
+	snapshot atomic.Pointer[Snapshot]
+
+	mu   sync.Mutex                 // never held across I/O
+	busy map[[sha256.Size]byte]wait // guarded by mu: keys that are being added or deleted
+}
+
+// wait is closed when what is waited for is over.
+type wait chan struct{}
+
+// Open reads the records of st and takes over st and the tokens: Close closes them. It
+// opens no key. It fails if the folder cannot be read or two tokens have one name, never
+// because one record is bad: those are in Snapshot.Problems.
+func Open(st *store.Store, tokens ...token.Token) (*Keyring, error) {
+	k := &Keyring{store: st, tokens: slices.Clone(tokens), busy: make(map[[sha256.Size]byte]wait)}
+	if err := k.checkNames(); err != nil {
+		return nil, err
+	}
+	records, refused, err := st.Load()
+	if err != nil {
+		return nil, fmt.Errorf("open keyring: %w", err)
+	}
+	var problems []string
+	for _, p := range refused {
+		problems = append(problems, p.Error())
+	}
+	var slots []*slot
+	for _, r := range records {
+		s, err := newSlot(r, k.lookup)
+		if err != nil {
+			problems = append(problems, fmt.Sprintf("key %s: %v", r.Udf, err))
+			continue
+		}
+		slots = append(slots, s)
+	}
+	k.snapshot.Store(newSnapshot(slots, problems))
+	return k, nil
+}
+
+func (k *Keyring) checkNames() error {
+	seen := make(map[string]bool)
+	for _, t := range k.tokens {
+		name := t.Info().Name
+		if seen[name] {
+			return fmt.Errorf("open keyring: two tokens are named %q", name)
+		}
+		seen[name] = true
+	}
+	return nil
+}
+
+// Snapshot returns all keys as they are now. It does not block.
+func (k *Keyring) Snapshot() *Snapshot { return k.snapshot.Load() }
+
+// Tokens returns the tokens in the order given to Open.
+func (k *Keyring) Tokens() []token.Token { return slices.Clone(k.tokens) }
+
+// Token returns the token of this name, or token.ErrNotFound.
+func (k *Keyring) Token(name string) (token.Token, error) {
+	if t := k.lookup(name); t != nil {
+		return t, nil
+	}
+	return nil, fmt.Errorf("no token is named %q: %w", name, token.ErrNotFound)
+}
+
+// lookup returns nil if there is no such token.
+func (k *Keyring) lookup(name string) token.Token {
+	for _, t := range k.tokens {
+		if t.Info().Name == name {
+			return t
+		}
+	}
+	return nil
+}
+
+// Close closes the tokens, which ends all keys, and the store.
+func (k *Keyring) Close() error {
+	var errs []error
+	for _, t := range k.tokens {
+		errs = append(errs, t.Close())
+	}
+	return errors.Join(append(errs, k.store.Close())...)
+}
+
+// reserve keeps others from adding or deleting the key of this index until release is
+// called. It waits for its turn.
+func (k *Keyring) reserve(ctx context.Context, index [sha256.Size]byte) (release func(), err error) {
+	for {
+		k.mu.Lock()
+		turn, taken := k.busy[index]
+		if !taken {
+			turn = make(wait)
+			k.busy[index] = turn
+		}
+		k.mu.Unlock()
+		if !taken {
+			return func() { k.release(index, turn) }, nil
+		}
+		select {
+		case <-turn:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+func (k *Keyring) release(index [sha256.Size]byte, turn wait) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	delete(k.busy, index)
+	close(turn)
+}
+
+// publish replaces the snapshot by one with s, or without it.
+func (k *Keyring) publish(change func(*Snapshot) *Snapshot) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.snapshot.Store(change(k.snapshot.Load()))
+}

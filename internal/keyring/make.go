@@ -1,0 +1,404 @@
+package keyring
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/mesh-agent/mesh-agent/internal/store"
+	"github.com/mesh-agent/mesh-agent/mesh"
+	"github.com/mesh-agent/mesh-agent/token"
+)
+
+// undoTimeout is how long the removal of a half-made key from its token may take.
+const undoTimeout = 10 * time.Second
+
+// GenerateSpec says which key to make.
+type GenerateSpec struct {
+	Token     string
+	Algorithm token.Algorithm
+	Use       token.Use
+	Label     string            // one line of at most 256 octets, or empty
+	ShareTo   []token.PublicKey // for use split, and only for it: X25519 or X448 keys
+}
+
+// ImportSpec says which key to take in.
+type ImportSpec struct {
+	Token   string
+	Use     token.Use
+	Label   string
+	Private *token.PrivateKey // the caller wipes it
+	ShareTo []token.PublicKey
+}
+
+// CompositeSpec says which contribution to add to which key.
+type CompositeSpec struct {
+	// Base is the KeyId of a key that the ring holds, of the same use.
+	Base string
+	// Token takes the contribution.
+	Token string
+	Use   token.Use
+	Label string
+	// Contribution is the scalar that is added, on the curve of Base. The caller wipes it.
+	Contribution *token.PrivateKey
+}
+
+// Generate makes a key in a token. The key appears when its record is on disk and the
+// token has opened it. Errors as token.Generator; token.ErrNotFound for an unknown token,
+// token.ErrBadRequest for bad recipients or a bad label, token.ErrFault for a token that
+// does not stand by what it made.
+func (k *Keyring) Generate(ctx context.Context, gate Gate, spec GenerateSpec) (*Entry, error) {
+	d := draft{use: spec.Use, label: spec.Label, shareTo: spec.ShareTo, tokenName: spec.Token}
+	tok, err := k.begin(d, spec.Algorithm)
+	if err != nil {
+		return nil, err
+	}
+	generator, ok := tok.(token.Generator)
+	if !ok {
+		return nil, fmt.Errorf("token %q makes no keys: %w", spec.Token, token.ErrUnsupported)
+	}
+	s, err := k.create(ctx, gate, d, tok, func() (token.Created, error) {
+		return generator.Generate(ctx, token.GenerateRequest{Algorithm: spec.Algorithm, Use: spec.Use, Associated: d.associated()})
+	})
+	if err != nil {
+		return nil, err
+	}
+	if s.public.Algorithm != spec.Algorithm {
+		return nil, errors.Join(fmt.Errorf("%w: asked for %s, got %s", token.ErrFault, spec.Algorithm, s.public.Algorithm), k.undo(ctx, gate, s.parts[0]))
+	}
+	release, err := k.reserve(ctx, s.public.Index())
+	if err != nil {
+		return nil, errors.Join(err, k.undo(ctx, gate, s.parts[0]))
+	}
+	defer release()
+	return k.add(ctx, gate, s)
+}
+
+// Import puts a key into a token. existed is true if the same key with the same use, token
+// and recipients was there already, and then nothing changes; if any of these differs, the
+// error is a *ConflictError. Errors otherwise as token.Importer and Generate.
+func (k *Keyring) Import(ctx context.Context, gate Gate, spec ImportSpec) (e *Entry, existed bool, err error) {
+	d := draft{use: spec.Use, label: spec.Label, shareTo: spec.ShareTo, tokenName: spec.Token, imported: true}
+	importer, err := k.beginImport(d, spec.Private.Algorithm)
+	if err != nil {
+		return nil, false, err
+	}
+	public, err := mesh.PublicOf(spec.Private)
+	if err != nil {
+		return nil, false, fmt.Errorf("import key: %w", err)
+	}
+	release, err := k.reserve(ctx, public.Index())
+	if err != nil {
+		return nil, false, err
+	}
+	defer release()
+	if held, err := k.Snapshot().FindPublic(public); err == nil {
+		if err := conflict(held, d, public); err != nil {
+			return nil, false, err
+		}
+		return held, true, nil
+	}
+	e, err = k.importNew(ctx, gate, d, importer, spec.Private, public)
+	return e, false, err
+}
+
+func (k *Keyring) importNew(ctx context.Context, gate Gate, d draft, importer tokenImporter, private *token.PrivateKey, public token.PublicKey) (*Entry, error) {
+	s, err := k.create(ctx, gate, d, importer, func() (token.Created, error) {
+		return importer.Import(ctx, token.ImportRequest{Private: private, Use: d.use, Associated: d.associated()})
+	})
+	if err != nil {
+		return nil, err
+	}
+	part := s.parts[len(s.parts)-1]
+	if !s.public.Equal(public) {
+		return nil, errors.Join(fmt.Errorf("%w: it reports another public key", token.ErrFault), k.undo(ctx, gate, part))
+	}
+	return k.add(ctx, gate, s)
+}
+
+// AddComposite makes a key that is the sum of a key in the ring, wherever that lives, and
+// a contribution that is imported. The base key stays. The use must be agree or decrypt and
+// that of the base. Errors as Import.
+func (k *Keyring) AddComposite(ctx context.Context, gate Gate, spec CompositeSpec) (*Entry, error) {
+	base, err := k.Snapshot().Find(spec.Base)
+	if err != nil {
+		return nil, fmt.Errorf("base: %w", err)
+	}
+	if base.Use != spec.Use || !spec.Use.Agrees() {
+		return nil, fmt.Errorf("%w %q on a base of use %q: a composite agrees, as its base does", ErrUse, string(spec.Use), string(base.Use))
+	}
+	if base.Algorithm != spec.Contribution.Algorithm {
+		return nil, fmt.Errorf("%w: a contribution of algorithm %s to a key of %s", token.ErrBadRequest, spec.Contribution.Algorithm, base.Algorithm)
+	}
+	d := draft{use: spec.Use, label: spec.Label, tokenName: spec.Token, imported: true, base: base.slot}
+	importer, err := k.beginImport(d, base.Algorithm)
+	if err != nil {
+		return nil, err
+	}
+	public, err := d.sum(spec.Contribution)
+	if err != nil {
+		return nil, err
+	}
+	release, err := k.reserve(ctx, public.Index())
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	if held, err := k.Snapshot().FindPublic(public); err == nil {
+		return nil, &ConflictError{Udf: held.Udf, Use: held.Use, Token: held.Token, Differs: "composition"}
+	}
+	return k.importNew(ctx, gate, d, importer, spec.Contribution, public)
+}
+
+// Delete deletes a key for good: from its token, if that keeps keys, and its record. If the
+// token refuses, the key stays; a token that no longer has the key, was replaced or is not
+// configured does not matter. Operations that run end as they will.
+func (k *Keyring) Delete(ctx context.Context, gate Gate, keyID string) (*Entry, error) {
+	e, err := k.Snapshot().Find(keyID)
+	if err != nil {
+		return nil, err
+	}
+	release, err := k.reserve(ctx, e.Public.Index())
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	if now, err := k.Snapshot().FindPublic(e.Public); err != nil || now.slot != e.slot {
+		return nil, token.ErrNotFound // deleted while this waited
+	}
+	e.slot.deleted.Store(true)
+	if err := k.deleteParts(ctx, gate, e.slot); err != nil {
+		e.slot.deleted.Store(false)
+		return nil, fmt.Errorf("delete key: %w", err)
+	}
+	if err := k.store.Remove(e.Udf); err != nil && !errors.Is(err, store.ErrNotFound) {
+		e.slot.deleted.Store(false)
+		return nil, fmt.Errorf("delete key: %w", err)
+	}
+	k.publish(func(s *Snapshot) *Snapshot { return s.without(e.slot) })
+	var errs []error
+	for _, p := range e.slot.parts {
+		errs = append(errs, p.forget())
+	}
+	return e, errors.Join(errs...)
+}
+
+func (k *Keyring) deleteParts(ctx context.Context, gate Gate, s *slot) error {
+	for _, p := range s.parts {
+		if k.usedElsewhere(s, p) {
+			continue
+		}
+		err := p.deleteFromToken(ctx, gate)
+		if err != nil && !errors.Is(err, token.ErrNotFound) && !errors.Is(err, token.ErrReplaced) {
+			return err
+		}
+	}
+	return nil
+}
+
+// usedElsewhere reports whether another key has this part too: a composite its base's.
+func (k *Keyring) usedElsewhere(s *slot, p *part) bool {
+	return slices.ContainsFunc(k.Snapshot().slots, func(other *slot) bool {
+		return other != s && slices.ContainsFunc(other.parts, p.sameHandle)
+	})
+}
+
+func (p *part) deleteFromToken(ctx context.Context, gate Gate) error {
+	deleter, ok := p.token.(token.Deleter)
+	if !ok {
+		return nil
+	}
+	leave, err := gate.enter(ctx, p.tokenName)
+	if err != nil {
+		return err
+	}
+	defer leave()
+	return deleter.Delete(ctx, p.request.Handle)
+}
+
+// draft is a key that is about to be made: what it will be bound to.
+type draft struct {
+	use       token.Use
+	label     string
+	shareTo   []token.PublicKey
+	tokenName string
+	imported  bool
+	base      *slot // the parts before this one, or nil
+}
+
+func (d draft) associated() []byte {
+	id := identity{use: d.use, token: d.tokenName, imported: d.imported, shareTo: d.shareTo}
+	if d.base != nil {
+		for _, p := range d.base.parts {
+			id.earlier = append(id.earlier, p.public)
+		}
+	}
+	return id.octets()
+}
+
+// sum returns the public key of base and contribution together.
+func (d draft) sum(contribution *token.PrivateKey) (token.PublicKey, error) {
+	public, err := mesh.PublicOf(contribution)
+	if err != nil {
+		return token.PublicKey{}, fmt.Errorf("contribution: %w", err)
+	}
+	point, err := checkPublic(public)
+	if err != nil {
+		return token.PublicKey{}, fmt.Errorf("contribution: %w", err)
+	}
+	octets, err := sumPublic(append(slices.Clone(d.base.parts), &part{public: public, point: point}))
+	if err != nil {
+		return token.PublicKey{}, fmt.Errorf("contribution: %w: %w", token.ErrBadKey, err)
+	}
+	return token.PublicKey{Algorithm: public.Algorithm, Octets: octets}, nil
+}
+
+// record returns the record of the finished key. It has no UDF if the public key has none.
+func (d draft) record(c token.Created) (store.Record, error) {
+	r := store.Record{
+		Version: store.Version, Algorithm: string(c.Public.Algorithm), Use: string(d.use),
+		Public: c.Public.Octets, Label: d.label, Created: time.Now().UTC().Truncate(time.Second),
+	}
+	for _, p := range d.shareTo {
+		r.ShareTo = append(r.ShareTo, store.PublicKey{Algorithm: string(p.Algorithm), Public: p.Octets})
+	}
+	if d.base != nil {
+		r.Parts = slices.Clone(d.base.record.Parts)
+	}
+	r.Parts = append(r.Parts, store.Part{
+		Token: d.tokenName, Handle: c.Handle, Public: c.Public.Octets,
+		Protection: string(c.Protection), Imported: d.imported,
+	})
+	point, err := checkPublic(c.Public)
+	if err != nil {
+		return r, err
+	}
+	public := c.Public
+	if d.base != nil {
+		added := &part{public: c.Public, point: point}
+		if r.Public, err = sumPublic(append(slices.Clone(d.base.parts), added)); err != nil {
+			return r, err
+		}
+		public.Octets = r.Public
+	}
+	r.Udf, err = mesh.Fingerprint(public, mesh.G1)
+	return r, err
+}
+
+// begin checks what is asked for and finds the token.
+func (k *Keyring) begin(d draft, alg token.Algorithm) (token.Token, error) {
+	if _, err := token.ParseAlgorithm(string(alg)); err != nil {
+		return nil, fmt.Errorf("Algorithm: %w: %w", token.ErrBadRequest, err)
+	}
+	if _, err := token.ParseUse(string(d.use)); err != nil {
+		return nil, fmt.Errorf("Use: %w: %w", token.ErrBadRequest, err)
+	}
+	if err := d.use.Allows(alg); err != nil {
+		return nil, err
+	}
+	if err := checkShareTo(d.use, d.shareTo); err != nil {
+		return nil, err
+	}
+	if err := store.CheckLabel(d.label); err != nil {
+		return nil, fmt.Errorf("%w: %w", token.ErrBadRequest, err)
+	}
+	return k.Token(d.tokenName)
+}
+
+// tokenImporter is a token that takes keys in.
+type tokenImporter interface {
+	token.Token
+	token.Importer
+}
+
+func (k *Keyring) beginImport(d draft, alg token.Algorithm) (tokenImporter, error) {
+	tok, err := k.begin(d, alg)
+	if err != nil {
+		return nil, err
+	}
+	importer, ok := tok.(tokenImporter)
+	if !ok {
+		return nil, fmt.Errorf("token %q takes no keys in: %w", d.tokenName, token.ErrUnsupported)
+	}
+	return importer, nil
+}
+
+// conflict compares a key that is held with what was asked for.
+func conflict(held *Entry, d draft, public token.PublicKey) error {
+	differs := ""
+	switch {
+	case held.Use != d.use:
+		differs = "use"
+	case held.Token != d.tokenName || len(held.slot.parts) > 1:
+		differs = "token"
+	case !held.Public.Equal(public):
+		differs = "sign of the public key"
+	case !slices.EqualFunc(held.ShareTo, d.shareTo, token.PublicKey.Equal):
+		differs = "share-to"
+	default:
+		return nil
+	}
+	return &ConflictError{Udf: held.Udf, Use: held.Use, Token: held.Token, Differs: differs}
+}
+
+// create has the token make the key, and opens it, in one turn at the gate. If
+// anything is wrong with it, it is undone.
+func (k *Keyring) create(ctx context.Context, gate Gate, d draft, tok token.Token, make func() (token.Created, error)) (*slot, error) {
+	leave, err := gate.enter(ctx, d.tokenName)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
+	created, err := make()
+	if err != nil {
+		return nil, fmt.Errorf("make key in token %q: %w", d.tokenName, err)
+	}
+	s, err := k.adopt(ctx, d, created)
+	if err != nil {
+		p := &part{tokenName: d.tokenName, token: tok, request: token.OpenRequest{Handle: created.Handle}}
+		return nil, errors.Join(err, k.undo(ctx, nil, p))
+	}
+	return s, nil
+}
+
+// adopt checks what the token made and opens it.
+func (k *Keyring) adopt(ctx context.Context, d draft, created token.Created) (*slot, error) {
+	record, err := d.record(created)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", token.ErrFault, err)
+	}
+	s, err := newSlot(record, k.lookup)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", token.ErrFault, err)
+	}
+	if _, err := s.parts[len(s.parts)-1].open(ctx); err != nil {
+		return nil, fmt.Errorf("open the new key: %w", err)
+	}
+	s.setState(nil)
+	return s, nil
+}
+
+// add writes the record of a key that is reserved and lets it appear.
+func (k *Keyring) add(ctx context.Context, gate Gate, s *slot) (*Entry, error) {
+	if err := k.store.Put(&s.record); err != nil {
+		// The record may be there nevertheless; it must not outlive the key.
+		if e := k.store.Remove(s.record.Udf); e != nil && !errors.Is(e, store.ErrNotFound) {
+			err = errors.Join(err, e)
+		}
+		return nil, errors.Join(err, k.undo(ctx, gate, s.parts[len(s.parts)-1]))
+	}
+	k.publish(func(old *Snapshot) *Snapshot { return old.with(s) })
+	return s.entry.Load(), nil
+}
+
+// undo removes a key that will not appear from its token, although the request may be over.
+func (k *Keyring) undo(ctx context.Context, gate Gate, p *part) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
+	defer cancel()
+	if err := errors.Join(p.forget(), p.deleteFromToken(ctx, gate)); err != nil {
+		return fmt.Errorf("undo: %w", err)
+	}
+	return nil
+}

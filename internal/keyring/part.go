@@ -1,0 +1,176 @@
+package keyring
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+
+	"github.com/mesh-agent/mesh-agent/internal/store"
+	"github.com/mesh-agent/mesh-agent/keyshare"
+	"github.com/mesh-agent/mesh-agent/token"
+)
+
+// part is one contribution to a key: a key of one token.
+type part struct {
+	tokenName  string
+	token      token.Token // nil if it is not configured
+	public     token.PublicKey
+	point      *keyshare.Point // public as a point; nil for RSA
+	protection token.Protection
+	imported   bool
+	request    token.OpenRequest
+
+	mu      sync.Mutex // never held across I/O
+	key     token.Key  // guarded by mu; nil until opened
+	opening wait       // guarded by mu; not nil while somebody opens the key
+}
+
+func newParts(r store.Record, alg token.Algorithm, use token.Use, shareTo []token.PublicKey, lookup func(string) token.Token) ([]*part, error) {
+	id := identity{use: use, shareTo: shareTo}
+	var parts []*part
+	for _, rp := range r.Parts {
+		p := &part{
+			tokenName:  rp.Token,
+			token:      lookup(rp.Token),
+			public:     token.PublicKey{Algorithm: alg, Octets: rp.Public},
+			protection: token.Protection(rp.Protection),
+			imported:   rp.Imported,
+		}
+		var err error
+		if p.point, err = checkPublic(p.public); err != nil {
+			return nil, fmt.Errorf("Parts: Public: %w", err)
+		}
+		id.token, id.imported = p.tokenName, p.imported
+		p.request = token.OpenRequest{Handle: rp.Handle, Public: p.public, Use: use, Associated: id.octets()}
+		id.earlier = append(id.earlier, p.public)
+		parts = append(parts, p)
+	}
+	return parts, nil
+}
+
+// open returns the key, which stays open. One caller opens it, others wait for that.
+func (p *part) open(ctx context.Context) (token.Key, error) {
+	if p.token == nil {
+		return nil, fmt.Errorf("token %q is not configured: %w", p.tokenName, token.ErrAbsent)
+	}
+	for {
+		key, turn, mine := p.take()
+		switch {
+		case key != nil:
+			return key, nil
+		case mine:
+			key, err := p.openNow(ctx)
+			p.done(key, turn)
+			return key, err
+		}
+		select {
+		case <-turn:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// take returns the open key, or the turn to wait for, or a turn that is the caller's own.
+func (p *part) take() (key token.Key, turn wait, mine bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.key != nil || p.opening != nil {
+		return p.key, p.opening, false
+	}
+	p.opening = make(wait)
+	return nil, p.opening, true
+}
+
+func (p *part) done(key token.Key, turn wait) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.key, p.opening = key, nil
+	close(turn)
+}
+
+func (p *part) openNow(ctx context.Context) (token.Key, error) {
+	key, err := p.token.Open(ctx, p.request)
+	if err != nil {
+		return nil, err
+	}
+	if !key.Public().Equal(p.public) {
+		return nil, errors.Join(fmt.Errorf("token holds another public key: %w", token.ErrCorrupt), closeKey(key))
+	}
+	return key, nil
+}
+
+func (p *part) isOpen() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.key != nil
+}
+
+// forget closes the key if it is open.
+func (p *part) forget() error {
+	p.mu.Lock()
+	key := p.key
+	p.key = nil
+	p.mu.Unlock()
+	if key == nil {
+		return nil
+	}
+	return closeKey(key)
+}
+
+// closeKey lets go of what an open key holds: decrypted octets, a loaded object.
+func closeKey(key token.Key) error {
+	if c, ok := key.(io.Closer); ok {
+		return c.Close()
+	}
+	return nil
+}
+
+// sameHandle reports whether two parts are one object in one token.
+func (p *part) sameHandle(q *part) bool {
+	return p.tokenName == q.tokenName && bytes.Equal(p.request.Handle, q.request.Handle)
+}
+
+// identity is what a part's handle is bound to beside its own public key. Each part of a
+// composite is bound to those before it, so that the last one holds them all; the first
+// one is bound as a key of its own would be, which lets a composite be built on a key
+// that exists.
+type identity struct {
+	use      token.Use
+	token    string
+	imported bool
+	shareTo  []token.PublicKey
+	earlier  []token.PublicKey
+}
+
+// identityVersion changes when the encoding below does.
+const identityVersion = "mesh-agent key 1"
+
+// octets encodes the identity so that no two identities have one encoding: every
+// string and list is preceded by its length, in big endian 32 bits.
+func (id identity) octets() []byte {
+	out := appendString(nil, identityVersion)
+	out = appendString(out, string(id.use))
+	out = appendString(out, id.token)
+	out = append(out, map[bool]byte{false: 0, true: 1}[id.imported])
+	out = appendKeys(out, id.shareTo)
+	return appendKeys(out, id.earlier)
+}
+
+func appendKeys(out []byte, keys []token.PublicKey) []byte {
+	out = binary.BigEndian.AppendUint32(out, uint32(len(keys)))
+	for _, k := range keys {
+		out = appendString(out, string(k.Algorithm))
+		out = appendString(out, string(k.Octets))
+	}
+	return out
+}
+
+func appendString(out []byte, s string) []byte {
+	out = binary.BigEndian.AppendUint32(out, uint32(len(s)))
+	return append(out, s...)
+}

@@ -1,0 +1,282 @@
+package keyring
+
+import (
+	"bytes"
+	"context"
+	"encoding/base32"
+	"errors"
+	"fmt"
+	"strings"
+	"sync/atomic"
+
+	"github.com/mesh-agent/mesh-agent/internal/store"
+	"github.com/mesh-agent/mesh-agent/keyshare"
+	"github.com/mesh-agent/mesh-agent/mesh"
+	"github.com/mesh-agent/mesh-agent/token"
+)
+
+// slot is one key of the ring with what it takes to use it. All but entry, deleted and
+// the parts' open keys is fixed when it is made.
+type slot struct {
+	record  store.Record
+	public  token.PublicKey
+	point   *keyshare.Point // public as a point; nil for RSA
+	aliases []string        // whole fingerprints in Base32, G1 and G2
+	parts   []*part
+
+	entry   atomic.Pointer[Entry]
+	deleted atomic.Bool // no operation begins any more
+}
+
+// newSlot checks a record for everything that can be checked without opening the key.
+func newSlot(r store.Record, lookup func(name string) token.Token) (*slot, error) {
+	alg, err := token.ParseAlgorithm(r.Algorithm)
+	if err != nil {
+		return nil, err
+	}
+	use, err := token.ParseUse(r.Use)
+	if err != nil {
+		return nil, err
+	}
+	if err := use.Allows(alg); err != nil {
+		return nil, err
+	}
+	s := &slot{record: r, public: token.PublicKey{Algorithm: alg, Octets: r.Public}}
+	if s.point, err = checkPublic(s.public); err != nil {
+		return nil, fmt.Errorf("Public: %w", err)
+	}
+	shareTo, err := parseShareTo(r.ShareTo)
+	if err != nil {
+		return nil, err
+	}
+	if err := checkShareTo(use, shareTo); err != nil {
+		return nil, err
+	}
+	entry, err := s.newEntry(use, shareTo)
+	if err != nil {
+		return nil, err
+	}
+	if s.parts, err = newParts(r, alg, use, shareTo, lookup); err != nil {
+		return nil, err
+	}
+	if err := s.checkSum(); err != nil {
+		return nil, err
+	}
+	entry.Token, entry.Protection, entry.Imported = s.summary()
+	entry.State = s.initialState()
+	s.entry.Store(entry)
+	return s, nil
+}
+
+// newEntry fills in what follows from the record alone, and the aliases.
+func (s *slot) newEntry(use token.Use, shareTo []token.PublicKey) (*Entry, error) {
+	var udfs [2]string
+	for i, generation := range []mesh.Generation{mesh.G1, mesh.G2} {
+		udf, err := mesh.Fingerprint(s.public, generation)
+		if err != nil {
+			return nil, fmt.Errorf("Public: %w", err)
+		}
+		octets, err := mesh.FingerprintOctets(s.public, generation)
+		if err != nil {
+			return nil, fmt.Errorf("Public: %w", err)
+		}
+		udfs[i] = udf
+		s.aliases = append(s.aliases, base32.StdEncoding.WithPadding(base32.NoPadding).EncodeToString(octets))
+	}
+	if udfs[0] != s.record.Udf {
+		return nil, fmt.Errorf("Udf: it does not belong to the public key, which has %s", udfs[0])
+	}
+	return &Entry{
+		Udf: udfs[0], UdfG2: udfs[1],
+		Algorithm: s.public.Algorithm, Use: use, Label: s.record.Label, Public: s.public,
+		ShareTo: shareTo, slot: s,
+	}, nil
+}
+
+// checkSum makes sure that the parts' public keys add up to the key's.
+func (s *slot) checkSum() error {
+	if len(s.parts) == 1 {
+		if !s.parts[0].public.Equal(s.public) {
+			return errors.New("Parts: the part's public key is not the key's")
+		}
+		return nil
+	}
+	sum, err := sumPublic(s.parts)
+	if err != nil {
+		return err
+	}
+	if !bytes.Equal(sum, s.public.Octets) {
+		return errors.New("Parts: the parts' public keys do not add up to the key's")
+	}
+	return nil
+}
+
+func sumPublic(parts []*part) ([]byte, error) {
+	points := make([]*keyshare.Point, len(parts))
+	for i, p := range parts {
+		if points[i] = p.point; p.point == nil {
+			return nil, fmt.Errorf("an %s key cannot have parts: %w", p.public.Algorithm, token.ErrUnsupported)
+		}
+	}
+	sum, err := keyshare.Combine(points...)
+	if err != nil {
+		return nil, fmt.Errorf("add parts: %w", err)
+	}
+	return sum.Bytes(), nil
+}
+
+// summary returns what is said of the key as a whole: the first part's token, the weakest
+// protection of any part, and whether any part was outside once.
+func (s *slot) summary() (tokenName string, weakest token.Protection, imported bool) {
+	weakest = token.ProtectionToken
+	for _, p := range s.parts {
+		imported = imported || p.imported
+		if strength(p.protection) < strength(weakest) {
+			weakest = p.protection
+		}
+	}
+	return s.parts[0].tokenName, weakest, imported
+}
+
+func strength(p token.Protection) int {
+	switch p {
+	case token.ProtectionToken:
+		return 2
+	case token.ProtectionSealed:
+		return 1
+	}
+	return 0
+}
+
+func (s *slot) hasAlias(id string) bool {
+	for _, alias := range s.aliases {
+		if strings.HasPrefix(alias, id) {
+			return true
+		}
+	}
+	return false
+}
+
+// do runs op with the opened key of one part, inside the gate of the part's token.
+func (s *slot) do(ctx context.Context, gate Gate, p *part, op func(token.Key) error) error {
+	leave, err := gate.enter(ctx, p.tokenName)
+	if err != nil {
+		return err
+	}
+	defer leave()
+	if s.deleted.Load() {
+		return token.ErrNotFound
+	}
+	key, err := p.open(ctx)
+	s.setState(err)
+	if err != nil {
+		return fmt.Errorf("open key: %w", err)
+	}
+	return op(key)
+}
+
+func (s *slot) initialState() string {
+	for _, p := range s.parts {
+		if p.token == nil || p.token.Info().State == token.StateAbsent {
+			return StateTokenAbsent
+		}
+	}
+	return StateUnverified
+}
+
+// setState records what opening a part showed. It allocates only when the state changes.
+func (s *slot) setState(err error) {
+	for {
+		old := s.entry.Load()
+		state := s.stateAfter(err, old.State)
+		if state == old.State {
+			return
+		}
+		e := *old
+		e.State = state
+		if s.entry.CompareAndSwap(old, &e) {
+			return
+		}
+	}
+}
+
+func (s *slot) stateAfter(err error, before string) string {
+	switch {
+	case err == nil && s.allOpen():
+		return ""
+	case err == nil:
+		return s.initialState()
+	case errors.Is(err, token.ErrAbsent):
+		return StateTokenAbsent
+	case errors.Is(err, token.ErrCorrupt), errors.Is(err, token.ErrNotFound), errors.Is(err, token.ErrReplaced):
+		return stateUnreadable + err.Error()
+	}
+	return before // cancelled, PIN needed: nothing is known yet
+}
+
+func (s *slot) allOpen() bool {
+	for _, p := range s.parts {
+		if !p.isOpen() {
+			return false
+		}
+	}
+	return true
+}
+
+// checkPublic checks a public key as strictly as anything from outside, and returns it as
+// a point unless it is an RSA key.
+func checkPublic(pub token.PublicKey) (*keyshare.Point, error) {
+	curve, ok := mesh.CurveOf(pub.Algorithm)
+	if !ok {
+		_, err := pub.Standard()
+		return nil, err
+	}
+	point, err := keyshare.ParsePoint(curve, pub.Octets)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", token.ErrBadKey, err)
+	}
+	if !bytes.Equal(point.Bytes(), pub.Octets) {
+		return nil, fmt.Errorf("%w: %s public key without sign", token.ErrBadKey, pub.Algorithm)
+	}
+	return point, nil
+}
+
+func parseShareTo(in []store.PublicKey) ([]token.PublicKey, error) {
+	var out []token.PublicKey
+	for _, p := range in {
+		alg, err := token.ParseAlgorithm(p.Algorithm)
+		if err != nil {
+			return nil, fmt.Errorf("ShareTo: %w", err)
+		}
+		out = append(out, token.PublicKey{Algorithm: alg, Octets: p.Public})
+	}
+	return out, nil
+}
+
+// checkShareTo wants 2 to token.MaxShares different recipients for a key of use split and
+// none for any other.
+func checkShareTo(use token.Use, to []token.PublicKey) error {
+	if use != token.UseSplit {
+		if len(to) != 0 {
+			return fmt.Errorf("ShareTo: %w: recipients are for keys of use %q only", token.ErrBadRequest, string(token.UseSplit))
+		}
+		return nil
+	}
+	if len(to) < 2 || len(to) > token.MaxShares {
+		return fmt.Errorf("ShareTo: %w: %d recipients, a key of use %q needs 2 to %d", token.ErrBadRequest, len(to), string(use), token.MaxShares)
+	}
+	seen := make(map[[32]byte]bool)
+	for _, p := range to {
+		if p.Algorithm != token.X25519 && p.Algorithm != token.X448 {
+			return fmt.Errorf("ShareTo: %w: recipient has algorithm %s, want X25519 or X448", token.ErrBadRequest, p.Algorithm)
+		}
+		if _, err := checkPublic(p); err != nil {
+			return fmt.Errorf("ShareTo: %w: %w", token.ErrBadRequest, err)
+		}
+		if seen[p.Index()] {
+			return fmt.Errorf("ShareTo: %w: one recipient twice", token.ErrBadRequest)
+		}
+		seen[p.Index()] = true
+	}
+	return nil
+}
