@@ -1,0 +1,104 @@
+// Package agent is the daemon: it accepts connections on the two sockets, speaks the SSH agent
+// protocol (RFC 9987) on both and the Mesh extension operate@mathmesh.com on one, and
+// turns what keys and tokens answer into replies. docs/protocol.md is its specification.
+//
+// It knows no backend and no disk: a keyring is passed in. It creates no socket and takes no
+// signal; its caller does. It does not encrypt the socket and does not defend against
+// other programs of the same user, who may do what that user may.
+package agent
+
+import (
+	"log/slog"
+	"os"
+	"sync/atomic"
+	"time"
+
+	"github.com/mesh-agent/mesh-agent/internal/keyring"
+	"github.com/mesh-agent/mesh-agent/internal/peercred"
+	"github.com/mesh-agent/mesh-agent/internal/policy"
+)
+
+// Config is what an Agent needs.
+type Config struct {
+	// Keyring holds the keys. Its owner closes it, after Serve has returned.
+	Keyring *keyring.Keyring
+	// Logger takes messages for the administrator; nil discards them. No secret is ever
+	// given to it.
+	Logger *slog.Logger
+	// Build is the version that HelloRequest and StatusRequest report.
+	Build string
+	// Socket, SSHSocket and StateDir are paths for StatusRequest to report.
+	Socket, SSHSocket, StateDir string
+	// Limits bound what clients take up. Zero members mean the defaults.
+	Limits Limits
+}
+
+// Limits bound what clients take up.
+type Limits struct {
+	// Connections at once, over both sockets; further ones are closed. Default 256.
+	Connections int
+	// Queue is the number of operations that wait for one token; further ones are
+	// answered with status 429. Default 128.
+	Queue int
+	// Frame is the time in which a frame must be complete once its first octet has arrived.
+	// Between frames a client may be silent for ever. Default 10 s.
+	Frame time.Duration
+	// Write is the time in which a client must take a reply. Default 10 s.
+	Write time.Duration
+	// Shutdown is the time that requests have to finish once Serve's context has
+	// ended; then they are cancelled. Default 5 s.
+	Shutdown time.Duration
+}
+
+func (l Limits) withDefaults() Limits {
+	orDefault(&l.Connections, 256)
+	orDefault(&l.Queue, 128)
+	orDefault(&l.Frame, 10*time.Second)
+	orDefault(&l.Write, 10*time.Second)
+	orDefault(&l.Shutdown, 5*time.Second)
+	return l
+}
+
+func orDefault[T int | time.Duration](v *T, value T) {
+	if *v <= 0 {
+		*v = value
+	}
+}
+
+// Agent answers requests. Make it with New and run it with Serve.
+type Agent struct {
+	ring    *keyring.Keyring
+	log     *slog.Logger
+	config  Config
+	limits  Limits
+	started time.Time
+	uid     uint32
+	policy  policy.Policy
+	gates   map[string]*gate // by token name; the set is fixed
+	sshKeys atomic.Pointer[identities]
+	// creds asks who a peer is.
+	creds credentialFunc
+}
+
+// New returns an agent for the user that runs this process: nobody else may connect.
+func New(config Config) *Agent {
+	a := &Agent{
+		ring:    config.Keyring,
+		log:     config.Logger,
+		config:  config,
+		limits:  config.Limits.withDefaults(),
+		started: time.Now(),
+		uid:     uint32(os.Geteuid()),
+		gates:   make(map[string]*gate),
+		creds:   peercred.Of,
+	}
+	if a.log == nil {
+		a.log = slog.New(slog.DiscardHandler)
+	}
+	a.policy = policy.Owner(a.uid)
+	for _, t := range a.ring.Tokens() {
+		info := t.Info()
+		a.gates[info.Name] = newGate(info.Parallel, a.limits.Queue)
+	}
+	return a
+}

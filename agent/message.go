@@ -1,0 +1,167 @@
+package agent
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"reflect"
+	"strings"
+
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+
+	"github.com/mesh-agent/mesh-agent/internal/strictjson"
+	"github.com/mesh-agent/mesh-agent/mesh"
+)
+
+// message is one kind of Mesh message. run returns the body of the response, or an
+// error that becomes its Status and StatusDescription.
+type message struct {
+	request, response string
+	run               func(r *request, ctx context.Context, body strictjson.Value) ([]byte, error)
+}
+
+// messages is every message that the agent understands.
+var messages = [...]message{
+	{mesh.TagOperateRequest, mesh.TagOperateResponse, (*request).operate},
+	{mesh.TagHelloRequest, mesh.TagMeshHelloResponse, (*request).hello},
+	{mesh.TagKeyGenerateRequest, mesh.TagKeyGenerateResponse, (*request).keyGenerate},
+	{mesh.TagKeyImportRequest, mesh.TagKeyImportResponse, (*request).keyImport},
+	{mesh.TagKeyListRequest, mesh.TagKeyListResponse, (*request).keyList},
+	{mesh.TagKeyDeleteRequest, mesh.TagKeyDeleteResponse, (*request).keyDelete},
+	{mesh.TagTokenListRequest, mesh.TagTokenListResponse, (*request).tokenList},
+	{mesh.TagTokenUnlockRequest, mesh.TagTokenUnlockResponse, (*request).tokenUnlock},
+	{mesh.TagStatusRequest, mesh.TagStatusResponse, (*request).status},
+}
+
+// meshMessage answers one Mesh message. It reports false for contents that are not
+// strict JSON, or not an object with one member that is the tag of a message: then there is no
+// response tag under which to say what is wrong.
+func (r *request) meshMessage(ctx context.Context, contents []byte) (reply []byte, ok bool) {
+	tag, body, err := cutTagged(strictjson.EscapeControls(contents))
+	if err != nil {
+		return nil, false
+	}
+	for _, m := range messages {
+		if m.request == tag {
+			return r.respond(ctx, m, body), true
+		}
+	}
+	return nil, false
+}
+
+func (r *request) respond(ctx context.Context, m message, body strictjson.Value) []byte {
+	response, err := m.run(r, ctx, body)
+	defer clear(response)
+	if err == nil && len(m.response)+len(response)+len(`{"":}`) > maxReply {
+		err = malformed(m.request, "the reply is larger than a frame")
+	}
+	if err != nil {
+		f := r.answerTo(err)
+		response, err = strictjson.Marshal(mesh.Reply{Status: f.status, StatusDescription: f.text})
+		if err != nil { // a text that is not UTF-8
+			response = fmt.Appendf(nil, `{"Status":%d}`, f.status)
+		}
+	}
+	return appendTagged(make([]byte, 0, len(m.response)+len(response)+len(`{"":}`)), m.response, response)
+}
+
+// appendTagged appends {"tag":body}. tag is one of the protocol's, which need no quoting.
+func appendTagged(dst []byte, tag string, body []byte) []byte {
+	dst = append(dst, `{"`...)
+	dst = append(dst, tag...)
+	dst = append(dst, `":`...)
+	dst = append(dst, body...)
+	return append(dst, '}')
+}
+
+var errNotTagged = errors.New("not an object with exactly one member")
+
+// cutTagged reads an object of exactly one member and checks the grammar of all of data. body
+// is a part of data.
+func cutTagged(data []byte) (tag string, body strictjson.Value, err error) {
+	d := jsontext.NewDecoder(bytes.NewBuffer(data))
+	open, err := d.ReadToken()
+	if err != nil {
+		return "", nil, err
+	}
+	if open.Kind() != '{' {
+		return "", nil, errNotTagged
+	}
+	name, err := d.ReadToken()
+	if err != nil {
+		return "", nil, err
+	}
+	if name.Kind() != '"' {
+		return "", nil, errNotTagged
+	}
+	tag = name.String()
+	if body, err = d.ReadValue(); err != nil {
+		return "", nil, err
+	}
+	end, err := d.ReadToken()
+	if err != nil {
+		return "", nil, err
+	}
+	if end.Kind() != '}' {
+		return "", nil, errNotTagged
+	}
+	if _, err = d.ReadToken(); err != io.EOF {
+		return "", nil, errNotTagged
+	}
+	return tag, body, nil
+}
+
+// decode decodes body into v, a pointer to a struct. An error starts with the member
+// that is wrong, or with tag if body as a whole is.
+func decode(tag string, body strictjson.Value, v any) error {
+	if body.Kind() != '{' {
+		return malformed(tag, "object expected")
+	}
+	if err := strictjson.Unmarshal(body, v); err != nil {
+		return memberError(tag, err)
+	}
+	return nil
+}
+
+// memberError says in the protocol's words what the JSON library found.
+func memberError(tag string, err error) error {
+	var semantic *json.SemanticError
+	if !errors.As(err, &semantic) {
+		return malformed(tag, "not well-formed JSON")
+	}
+	member := strings.ToValidUTF8(strings.ReplaceAll(strings.TrimPrefix(string(semantic.JSONPointer), "/"), "/", "."), "")
+	if member == "" {
+		member = tag
+	}
+	if len(member) > 100 {
+		member = strings.ToValidUTF8(member[:100], "") + "..."
+	}
+	return malformed(member, "%s", expectation(semantic))
+}
+
+func expectation(e *json.SemanticError) string {
+	switch {
+	case errors.Is(e.Err, json.ErrUnknownName):
+		return "unknown member"
+	case e.GoType == nil:
+		return "malformed"
+	case e.GoType == reflect.TypeFor[strictjson.Binary]():
+		return "base64url text without padding expected"
+	}
+	switch e.GoType.Kind() {
+	case reflect.String:
+		return "text expected"
+	case reflect.Int:
+		return "integer expected"
+	case reflect.Bool:
+		return "true or false expected"
+	case reflect.Slice:
+		return "list expected"
+	case reflect.Struct, reflect.Pointer:
+		return "object expected"
+	}
+	return "malformed"
+}

@@ -1,0 +1,90 @@
+package client
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/mesh-agent/mesh-agent/mesh"
+)
+
+// KeyGenerate makes a key.
+func (c *Client) KeyGenerate(ctx context.Context, req mesh.KeyGenerateRequest) (*mesh.KeyResponse, error) {
+	return c.key(ctx, mesh.TagKeyGenerateRequest, req, mesh.TagKeyGenerateResponse)
+}
+
+// KeyImport puts an existing key into a token. The caller wipes req.Key and req.Passphrase.
+func (c *Client) KeyImport(ctx context.Context, req mesh.KeyImportRequest) (*mesh.KeyResponse, error) {
+	return c.key(ctx, mesh.TagKeyImportRequest, req, mesh.TagKeyImportResponse)
+}
+
+// KeyDelete deletes a key for good and returns what it was.
+func (c *Client) KeyDelete(ctx context.Context, keyID string) (*mesh.KeyResponse, error) {
+	return c.key(ctx, mesh.TagKeyDeleteRequest, mesh.KeyDeleteRequest{KeyId: keyID}, mesh.TagKeyDeleteResponse)
+}
+
+// key does a request whose response is a KeyResponse with a key.
+func (c *Client) key(ctx context.Context, request string, body any, response string) (*mesh.KeyResponse, error) {
+	out, err := fetch[mesh.KeyResponse](ctx, c, request, body, response)
+	if err != nil {
+		return nil, err
+	}
+	if out.Key == nil {
+		return nil, fmt.Errorf("%w: no key", ErrProtocol)
+	}
+	return out, nil
+}
+
+// KeyList returns all keys in the order of their UDFs, fetching page after page.
+func (c *Client) KeyList(ctx context.Context) ([]mesh.KeyInfo, error) {
+	var all []mesh.KeyInfo
+	var req mesh.KeyListRequest
+	for {
+		page, err := fetch[mesh.KeyListResponse](ctx, c, mesh.TagKeyListRequest, req, mesh.TagKeyListResponse)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, page.Keys...)
+		if !page.More {
+			return all, nil
+		}
+		if len(page.Keys) == 0 || page.Keys[len(page.Keys)-1].Udf <= req.After {
+			return nil, fmt.Errorf("%w: the list of keys does not go on", ErrProtocol)
+		}
+		req.After = page.Keys[len(page.Keys)-1].Udf
+	}
+}
+
+// KeyShow returns one key by any of its names.
+func (c *Client) KeyShow(ctx context.Context, keyID string) (*mesh.KeyInfo, error) {
+	if keyID == "" { // would ask for the whole list
+		return nil, &StatusError{Status: 400, Text: "KeyId: missing"}
+	}
+	out, err := fetch[mesh.KeyListResponse](ctx, c, mesh.TagKeyListRequest, mesh.KeyListRequest{KeyId: keyID}, mesh.TagKeyListResponse)
+	if err != nil {
+		return nil, err
+	}
+	if len(out.Keys) != 1 {
+		return nil, fmt.Errorf("%w: %d keys of one name", ErrProtocol, len(out.Keys))
+	}
+	return &out.Keys[0], nil
+}
+
+// TokenList returns the tokens.
+func (c *Client) TokenList(ctx context.Context) ([]mesh.TokenInfo, error) {
+	out, err := fetch[mesh.TokenListResponse](ctx, c, mesh.TagTokenListRequest, mesh.TokenListRequest{}, mesh.TagTokenListResponse)
+	if err != nil {
+		return nil, err
+	}
+	return out.Tokens, nil
+}
+
+// TokenUnlock presents a token's PIN once. The caller wipes pin.
+func (c *Client) TokenUnlock(ctx context.Context, name string, pin []byte) error {
+	_, err := fetch[mesh.Reply](ctx, c, mesh.TagTokenUnlockRequest, mesh.TokenUnlockRequest{Token: name, PIN: pin}, mesh.TagTokenUnlockResponse)
+	return err
+}
+
+// Status returns how the agent is.
+func (c *Client) Status(ctx context.Context) (*mesh.StatusResponse, error) {
+	return fetch[mesh.StatusResponse](ctx, c, mesh.TagStatusRequest, mesh.StatusRequest{}, mesh.TagStatusResponse)
+}

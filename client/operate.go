@@ -1,0 +1,115 @@
+package client
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/go-json-experiment/json"
+
+	"github.com/mesh-agent/mesh-agent/internal/strictjson"
+	"github.com/mesh-agent/mesh-agent/mesh"
+)
+
+// Hello asks what the agent is and supports.
+func (c *Client) Hello(ctx context.Context) (*mesh.MeshHelloResponse, error) {
+	return fetch[mesh.MeshHelloResponse](ctx, c, mesh.TagHelloRequest, mesh.HelloRequest{}, mesh.TagMeshHelloResponse)
+}
+
+// Operate sends one or many operations. Results[i] of the response answers Operations[i]; DecodeResult reads it. The
+// error is a *StatusError if the request as a whole was refused.
+func (c *Client) Operate(ctx context.Context, req *mesh.OperateRequest) (*mesh.OperateResponse, error) {
+	out, err := fetch[mesh.OperateResponse](ctx, c, mesh.TagOperateRequest, req, mesh.TagOperateResponse)
+	if err != nil {
+		return nil, err
+	}
+	if len(out.Results) != len(req.Operations) {
+		return nil, fmt.Errorf("%w: %d results for %d operations", ErrProtocol, len(out.Results), len(req.Operations))
+	}
+	return out, nil
+}
+
+// DecodeResult reads a result into out, a pointer to the mesh.Result type that tag
+// names. A result whose Status is not 201 is a *StatusError.
+func DecodeResult(result mesh.Tagged, tag string, out any) error {
+	if result.Tag != tag && result.Tag != mesh.TagResult {
+		return fmt.Errorf("%w: %q instead of %q", ErrProtocol, result.Tag, tag)
+	}
+	var status mesh.Failure
+	if err := lenient(result.Body, &status); err != nil {
+		return fmt.Errorf("%w: %w", ErrProtocol, err)
+	}
+	if status.Status != mesh.StatusOK {
+		return &StatusError{Status: status.Status, Text: status.Error}
+	}
+	if err := result.Decode(out); err != nil {
+		return fmt.Errorf("%w: %w", ErrProtocol, err)
+	}
+	return nil
+}
+
+// lenient reads the members that v has and passes over the others.
+func lenient(body strictjson.Value, v any) error { return json.Unmarshal(body, v) }
+
+// one does a single operation, whose result is an R.
+func one[R any](ctx context.Context, c *Client, operation string, body any, result string) (*R, error) {
+	op, err := strictjson.NewTagged(operation, body)
+	if err != nil {
+		return nil, fmt.Errorf("encode operation: %w", err)
+	}
+	response, err := c.Operate(ctx, &mesh.OperateRequest{Operations: []mesh.Tagged{op}})
+	if err != nil {
+		return nil, err
+	}
+	out := new(R)
+	if err := DecodeResult(response.Results[0], result, out); err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// Sign returns a signature over data, which the agent hashes as the key's algorithm wants
+// it. mode is empty for the default; "mesh" or "pure" with Ed25519, "pss" with RSA.
+// The signature is RFC 8032 octets, ASN.1 DER (ECDSA) or PKCS #1 octets.
+func (c *Client) Sign(ctx context.Context, keyID string, data []byte, mode string) ([]byte, error) {
+	if data == nil {
+		data = []byte{}
+	}
+	body := mesh.OperationSign{KeyId: keyID, Data: data, Mode: mode}
+	out, err := one[mesh.ResultSign](ctx, c, mesh.TagOperationSign, body, mesh.TagResultSign)
+	if err != nil {
+		return nil, err
+	}
+	return out.Signature, nil
+}
+
+// Agree multiplies peer by the key, and by coefficient if that is not nil (a scalar in the
+// curve's encoding, 1 <= c < L). The result is in signed form: 33, 57, 32, 57, 65, 97, 133 octets.
+func (c *Client) Agree(ctx context.Context, keyID string, peer mesh.PublicParameters, coefficient []byte) (mesh.KeyAgreementECDH, error) {
+	body := mesh.OperationKeyAgreement{KeyId: keyID, PublicKey: peer, KeyCoefficient: coefficient}
+	out, err := one[mesh.ResultKeyAgreement](ctx, c, mesh.TagOperationAgreement, body, mesh.TagResultAgreement)
+	if err != nil {
+		return mesh.KeyAgreementECDH{}, err
+	}
+	return out.KeyAgreement.KeyAgreementECDH, nil
+}
+
+// Decrypt opens one recipient entry of a DARE envelope.
+func (c *Client) Decrypt(ctx context.Context, op mesh.OperationDecrypt) (*mesh.ResultDecrypt, error) {
+	return one[mesh.ResultDecrypt](ctx, c, mesh.TagOperationDecrypt, op, mesh.TagResultDecrypt)
+}
+
+// Generate makes a key with the Mesh's own operation; KeyGenerate can say more.
+func (c *Client) Generate(ctx context.Context, op mesh.OperationGenerate) (*mesh.ResultGenerate, error) {
+	return one[mesh.ResultGenerate](ctx, c, mesh.TagOperationGenerate, op, mesh.TagResultGenerate)
+}
+
+// Share takes a key of use split apart: one enveloped share for each of its recipients,
+// in their order, threshold of which are needed. shares is the number of recipients.
+func (c *Client) Share(ctx context.Context, keyID string, threshold, shares int) ([]mesh.ResultShareItem, error) {
+	body := mesh.OperationShare{KeyId: keyID, Threshold: threshold, Shares: shares}
+	out, err := one[mesh.ResultShare](ctx, c, mesh.TagOperationShare, body, mesh.TagResultShare)
+	if err != nil {
+		return nil, err
+	}
+	return out.Shares, nil
+}
