@@ -8,6 +8,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
@@ -16,9 +17,79 @@ import (
 // Value is one JSON value, not yet decoded.
 type Value = jsontext.Value
 
-// Unmarshal decodes one JSON value, strictly.
+// Unmarshal decodes one JSON value, strictly. Its errors are *Error and hold no value
+// of the input, which may be secret; they name the place.
 func Unmarshal(data []byte, v any) error {
-	return json.Unmarshal(EscapeControls(data), v, json.RejectUnknownMembers(true))
+	return redact(json.Unmarshal(EscapeControls(data), v, json.RejectUnknownMembers(true)))
+}
+
+// Error says what is wrong with a JSON text, and where.
+type Error struct {
+	// Path is the JSON Pointer (RFC 6901) of the place, empty for the whole.
+	Path string
+	// Reason is one of a few fixed texts.
+	Reason string
+}
+
+// Error returns the reason and the place.
+func (e *Error) Error() string {
+	if e.Path == "" {
+		return e.Reason
+	}
+	return fmt.Sprintf("%s: %s", e.Path, e.Reason)
+}
+
+// formatError is a reason that this package found; its text is fixed.
+type formatError string
+
+func (e formatError) Error() string { return string(e) }
+
+// maxPath bounds what an error repeats of member names.
+const maxPath = 128
+
+// redact makes an *Error of an error of the JSON packages, whose own texts quote the
+// value that did not fit.
+func redact(err error) error {
+	if err == nil {
+		return nil
+	}
+	out := &Error{Reason: "malformed JSON"}
+	if e, ok := errors.AsType[*jsontext.SyntacticError](err); ok {
+		out.Path = string(e.JSONPointer)
+	} else if e, ok := errors.AsType[*json.SemanticError](err); ok {
+		out.Path, out.Reason = string(e.JSONPointer), "unexpected "+kindName(e.JSONKind)
+	}
+	if e, ok := errors.AsType[formatError](err); ok {
+		out.Reason = string(e)
+	}
+	switch {
+	case errors.Is(err, json.ErrUnknownName):
+		out.Reason = "unknown member"
+	case errors.Is(err, jsontext.ErrDuplicateName):
+		out.Reason = "duplicate member"
+	}
+	if len(out.Path) > maxPath {
+		out.Path = strings.ToValidUTF8(out.Path[:maxPath], "") + "..."
+	}
+	return out
+}
+
+func kindName(k jsontext.Kind) string {
+	switch k {
+	case 'n':
+		return "null"
+	case 'f', 't':
+		return "boolean"
+	case '"':
+		return "string"
+	case '0':
+		return "number"
+	case '{', '}':
+		return "object"
+	case '[', ']':
+		return "array"
+	}
+	return "value"
 }
 
 // Marshal encodes v on one line.
@@ -33,11 +104,11 @@ func MarshalIndent(v any) ([]byte, error) {
 // members, and if not, why.
 func Valid(data []byte) error {
 	var v jsontext.Value
-	return json.Unmarshal(EscapeControls(data), &v)
+	return redact(json.Unmarshal(EscapeControls(data), &v))
 }
 
-// EscapeControls returns data with raw control characters inside string literals
-// written as escapes, so that published Mesh objects parse. Valid JSON is returned
+// EscapeControls returns data with raw line feeds, carriage returns and tabs inside
+// string literals written as escapes, so that published Mesh objects parse. Valid JSON is returned
 // as it is. Signatures are over the original octets: use the result for parsing only.
 func EscapeControls(data []byte) []byte {
 	var out []byte
@@ -52,7 +123,7 @@ func EscapeControls(data []byte) []byte {
 			escaped = true
 		case c == '"':
 			inString = false
-		case c < 0x20:
+		case c == '\n', c == '\r', c == '\t':
 			out = append(out, data[start:i]...)
 			out = fmt.Appendf(out, `\u%04x`, c)
 			start = i + 1
@@ -80,7 +151,7 @@ func (b Binary) MarshalJSON() ([]byte, error) {
 // UnmarshalJSON reads one string. A value that is not a string is refused, null too.
 func (b *Binary) UnmarshalJSON(data []byte) error {
 	if len(data) == 0 || data[0] != '"' {
-		return errors.New("base64url string expected")
+		return formatError("base64url string expected")
 	}
 	text, err := jsontext.AppendUnquote(nil, data)
 	if err != nil {
@@ -106,7 +177,7 @@ func DecodeBase64(text []byte) ([]byte, error) {
 	}
 	out, err := base64.RawURLEncoding.Strict().AppendDecode([]byte{}, compact)
 	if err != nil {
-		return nil, errors.New("not base64url without padding") // not the offset: the value may be secret
+		return nil, formatError("not base64url without padding") // not the offset: the value may be secret
 	}
 	return out, nil
 }
@@ -135,7 +206,7 @@ func (t *Tagged) UnmarshalJSON(data []byte) error {
 		return err
 	}
 	if len(m) != 1 {
-		return fmt.Errorf("object with exactly one member expected, it has %d", len(m))
+		return formatError("object with exactly one member expected")
 	}
 	for tag, body := range m {
 		*t = Tagged{Tag: tag, Body: body}
@@ -143,7 +214,7 @@ func (t *Tagged) UnmarshalJSON(data []byte) error {
 	return nil
 }
 
-// Decode decodes the body strictly.
+// Decode decodes the body as Unmarshal does.
 func (t Tagged) Decode(v any) error {
-	return json.Unmarshal(t.Body, v, json.RejectUnknownMembers(true))
+	return Unmarshal(t.Body, v)
 }
