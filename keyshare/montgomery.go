@@ -1,9 +1,85 @@
 package keyshare
 
-import "errors"
+import (
+	"github.com/mesh-agent/mesh-agent/keyshare/internal/montgomery"
+)
 
-// Placeholder until the Montgomery arithmetic is in place.
-func parseX25519([]byte) (element, error) { return nil, errors.ErrUnsupported }
-func parseX448([]byte) (element, error)   { return nil, errors.ErrUnsupported }
-func baseX25519() element                 { panic("keyshare: X25519 is not there yet") }
-func baseX448() element                   { panic("keyshare: X448 is not there yet") }
+// montgomeryPoint is what the point types of package montgomery have in common.
+type montgomeryPoint[P any] interface {
+	Add(P) (P, error)
+	Bytes() []byte
+	Negate() P
+	ScalarMult([]byte) (P, error)
+}
+
+// montgomeryElement is a point of curve25519 or curve448.
+type montgomeryElement[P montgomeryPoint[P]] struct{ p P }
+
+func parseX25519(b []byte) (element, error) { return checkedMontgomery(montgomery.Decode25519(b)) }
+func parseX448(b []byte) (element, error)   { return checkedMontgomery(montgomery.Decode448(b)) }
+
+func baseX25519() element {
+	return montgomeryElement[*montgomery.Point25519]{montgomery.Base25519()}
+}
+
+func baseX448() element { return montgomeryElement[*montgomery.Point448]{montgomery.Base448()} }
+
+func checkedMontgomery[P montgomeryPoint[P]](p P, err error) (element, error) {
+	if err != nil {
+		return nil, err
+	}
+	return montgomeryElement[P]{p}, nil
+}
+
+func (e montgomeryElement[P]) encode() []byte { return e.p.Bytes() }
+
+func (e montgomeryElement[P]) negate() element { return montgomeryElement[P]{e.p.Negate()} }
+
+func (e montgomeryElement[P]) add(q element) (element, error) {
+	return checkedMontgomery(e.p.Add(q.(montgomeryElement[P]).p))
+}
+
+// mult uses the cleaned scalar: the same multiple of a point of order L, and blind to a
+// component of small order. ParsePoint is the first guard, this is the second.
+func (e montgomeryElement[P]) mult(s *Scalar) (element, error) {
+	k, negative := s.cleaned()
+	defer clear(k)
+	p, err := e.p.ScalarMult(k)
+	if err == nil && negative {
+		p = p.Negate()
+	}
+	return checkedMontgomery(p, err)
+}
+
+// cleaned returns k, little endian, below 2^255 (X25519) or 2^448 (X448), such that k or,
+// if negative, -k is congruent to s modulo L, and k is a multiple of the cofactor h: it
+// is h * ((s * h^-1) mod L).
+//
+// On X25519 that product passes 2^255 if the second factor t is 2^252 or more, which is
+// so for one scalar in 2^127; then k is h*(L-t), and negative. That this branch depends on the
+// secret is of no use to anyone: it is never taken by chance.
+func (s *Scalar) cleaned() (k []byte, negative bool) {
+	t := s.divideByCofactor()
+	defer t.Wipe()
+	k = t.Bytes()
+	if s.group.curve == X448 {
+		shiftLeft(k, 2)
+		return k, false
+	}
+	if negative = k[31]>>4 != 0; negative {
+		clear(k)
+		t.negate()
+		k = t.Bytes()
+	}
+	shiftLeft(k, 3)
+	return k, negative
+}
+
+// shiftLeft multiplies a little-endian number by 2^n, n < 8.
+func shiftLeft(k []byte, n uint) {
+	carry := byte(0)
+	for i, b := range k {
+		k[i] = b<<n | carry
+		carry = b >> (8 - n)
+	}
+}

@@ -129,5 +129,5 @@ func checkLength(b []byte, want ...int) error {
 	if slices.Contains(want, len(b)) {
 		return nil
 	}
-	return fmt.Errorf("%w %d, want %d", badpoint.Length, len(b), want[0])
+	return fmt.Errorf("%w: %d octets, want %d", badpoint.Length, len(b), want[0])
 }
