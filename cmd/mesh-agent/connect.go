@@ -1,0 +1,39 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"syscall"
+
+	"github.com/mesh-agent/mesh-agent/client"
+	"github.com/mesh-agent/mesh-agent/mesh"
+)
+
+// with connects to the agent, does what do does with it, and hangs up.
+func (a *app) with(ctx context.Context, do func(*client.Client) error) error {
+	path, err := a.clientSocket()
+	if err != nil {
+		return err
+	}
+	conn, err := client.Dial(ctx, path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
+		return hint(fmt.Errorf("no agent answers at %s", path),
+			"start one with `mesh-agent serve`, or name its socket by --socket or $MESH_AGENT_SOCK")
+	case err != nil:
+		return err
+	}
+	defer conn.Close()
+	return do(conn)
+}
+
+// keyInfo describes one key of the agent.
+func (a *app) keyInfo(ctx context.Context, id string) (key *mesh.KeyInfo, err error) {
+	err = a.with(ctx, func(conn *client.Client) error {
+		key, err = conn.KeyShow(ctx, id)
+		return err
+	})
+	return key, err
+}

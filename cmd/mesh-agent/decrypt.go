@@ -1,0 +1,183 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/mesh-agent/mesh-agent/client"
+	"github.com/mesh-agent/mesh-agent/mesh"
+)
+
+func newDecryptCommand(a *app) *cobra.Command {
+	var key string
+	var partials []string
+	c := &cobra.Command{
+		Use:   "decrypt [--key UDF] [FILE]",
+		Short: "Open a DARE envelope",
+		Long: `Opens the DARE envelope (a JSON array) in FILE or standard input and writes its
+plaintext. Without --key it tries the agent's keys, first those that the envelope names.
+
+With --partial, the agent's key is one share and the files hold the agreements of the other
+shares, as "agree" prints them. With --partial and no --key they are all shares, and no
+agent is needed.`,
+		Example: `  mesh-agent decrypt letter.dare
+  mesh-agent decrypt --key MBQC-... --partial partial.json letter.dare`,
+		Args: args(cobra.MaximumNArgs(1)),
+		RunE: func(c *cobra.Command, files []string) error {
+			data, err := a.read(optional(files), maxDocument)
+			if err != nil {
+				return err
+			}
+			envelope, err := mesh.ParseEnvelope(data)
+			if err != nil {
+				return fmt.Errorf("read envelope: %w", err)
+			}
+			points, err := a.readPoints(partials)
+			if err != nil {
+				return err
+			}
+			seed, err := a.contentSeed(c.Context(), envelope.Header.Recipients, key, points)
+			if err != nil {
+				return err
+			}
+			defer clear(seed)
+			plaintext, err := envelope.Open(seed)
+			if err != nil {
+				return err
+			}
+			return a.print(plaintext)
+		},
+	}
+	c.Flags().StringVar(&key, "key", "", "`UDF` of the key (default: every key that could)")
+	c.Flags().StringArrayVar(&partials, "partial", nil, "`file` with the agreement of another share; once for each")
+	return c
+}
+
+// contentSeed finds the seed of an envelope's content keys by a key of the agent, by
+// partial agreements, or by both.
+func (a *app) contentSeed(ctx context.Context, recipients []mesh.Recipient, key string, partials []point) (seed []byte, err error) {
+	if len(recipients) == 0 {
+		return nil, errors.New("the envelope is not encrypted to any key")
+	}
+	if key == "" && len(partials) != 0 {
+		return seedFromPoints(recipients, partials)
+	}
+	err = a.with(ctx, func(conn *client.Client) error {
+		keys, err := decryptionKeys(ctx, conn, key)
+		if err != nil {
+			return err
+		}
+		tries := attempts(recipients, keys)
+		if len(tries) == 0 {
+			return hint(fmt.Errorf("no key here opens it; it is for %s", recipientNames(recipients)),
+				"`mesh-agent key list` shows the keys; a key of use decrypt or agree opens envelopes")
+		}
+		seed, err = firstSeed(ctx, conn, tries, partials)
+		return err
+	})
+	return seed, err
+}
+
+// seedFromPoints unwraps the seed by the sum of all shares' agreements.
+func seedFromPoints(recipients []mesh.Recipient, partials []point) ([]byte, error) {
+	sum, err := combine(partials)
+	if err != nil {
+		return nil, err
+	}
+	for _, r := range recipients {
+		if seed, err := mesh.UnwrapSeed(sum, "", r.WrappedKey); err == nil {
+			return seed, nil
+		}
+	}
+	return nil, errors.New("the shares together do not open it")
+}
+
+// decryptionKeys returns the key of this id, or all that decrypt.
+func decryptionKeys(ctx context.Context, conn *client.Client, id string) ([]mesh.KeyInfo, error) {
+	if id != "" {
+		info, err := conn.KeyShow(ctx, id)
+		if err != nil {
+			return nil, err
+		}
+		return []mesh.KeyInfo{*info}, nil
+	}
+	keys, err := conn.KeyList(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return slices.DeleteFunc(keys, func(k mesh.KeyInfo) bool { return !slices.Contains(k.Operations, "Decrypt") }), nil
+}
+
+// attempt is one recipient entry to be opened with one key.
+type attempt struct {
+	key       mesh.KeyInfo
+	recipient mesh.Recipient
+}
+
+// attempts pairs keys with the recipient entries they could open, those first that
+// name the key.
+func attempts(recipients []mesh.Recipient, keys []mesh.KeyInfo) []attempt {
+	var named, others []attempt
+	for _, k := range keys {
+		for _, r := range recipients {
+			switch {
+			case sameKey(r.KeyID, k.Udf) || sameKey(r.KeyID, k.UdfG2):
+				named = append(named, attempt{k, r})
+			case r.EphemeralKey.PublicKeyECDH != nil && r.EphemeralKey.PublicKeyECDH.Curve == k.Algorithm:
+				others = append(others, attempt{k, r})
+			}
+		}
+	}
+	return append(named, others...)
+}
+
+// firstSeed asks the agent until an attempt succeeds. If none does, it returns the
+// error of an entry that names the key, rather than that of a guess.
+func firstSeed(ctx context.Context, conn *client.Client, tries []attempt, partials []point) ([]byte, error) {
+	var refusal error
+	for _, try := range tries {
+		result, err := conn.Decrypt(ctx, decryptOperation(try, partials))
+		if err == nil {
+			return result.Seed, nil
+		}
+		if refusal == nil {
+			refusal = err
+		}
+		if ctx.Err() != nil {
+			break
+		}
+	}
+	return nil, refusal
+}
+
+func decryptOperation(try attempt, partials []point) mesh.OperationDecrypt {
+	op := mesh.OperationDecrypt{
+		KeyId:     try.key.Udf,
+		Recipient: mesh.DecryptRecipient{EphemeralKey: try.recipient.EphemeralKey, WrappedKey: try.recipient.WrappedKey},
+	}
+	for _, p := range partials {
+		op.Partials = append(op.Partials, mesh.PublicParameters{PublicKeyECDH: &p})
+	}
+	return op
+}
+
+func recipientNames(recipients []mesh.Recipient) string {
+	var names []string
+	for _, r := range recipients {
+		names = append(names, r.KeyID)
+	}
+	return strings.Join(names, ", ")
+}
+
+// sameKey reports whether two key ids, perhaps of different lengths, name one key. At
+// least 28 characters, dashes counted out, must be there.
+func sameKey(a, b string) bool {
+	x, errX := mesh.NormalizeKeyID(a)
+	y, errY := mesh.NormalizeKeyID(b)
+	return errX == nil && errY == nil && (strings.HasPrefix(x, y) || strings.HasPrefix(y, x))
+}

@@ -1,0 +1,84 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/mesh-agent/mesh-agent/client"
+)
+
+// usageError is a command line that was not understood.
+type usageError struct{ error }
+
+func (e usageError) Unwrap() error { return e.error }
+
+// hintError is an error with advice.
+type hintError struct {
+	error
+	hint string
+}
+
+func (e hintError) Unwrap() error { return e.error }
+
+// hint adds advice to an error: what to do, as an imperative.
+func hint(err error, advice string) error { return hintError{err, advice} }
+
+// report prints an error, what failed and what to do about it, and returns the exit status.
+func report(w io.Writer, command *cobra.Command, err error) int {
+	if err == nil {
+		return 0
+	}
+	what := strings.TrimPrefix(command.CommandPath(), "mesh-agent ")
+	if what == "mesh-agent" {
+		what = "read command line"
+	}
+	if errors.Is(err, context.Canceled) {
+		err = errors.New("interrupted")
+	}
+	fmt.Fprintf(w, "mesh-agent: %s: %v\n", what, err)
+	if advice := adviceFor(command, err); advice != "" {
+		fmt.Fprintf(w, "hint: %s\n", advice)
+	}
+	var usage usageError
+	if errors.As(err, &usage) {
+		return 2
+	}
+	return 1
+}
+
+// adviceFor finds what to do about an error.
+func adviceFor(command *cobra.Command, err error) string {
+	var hinted hintError
+	var usage usageError
+	var status *client.StatusError
+	switch {
+	case errors.As(err, &hinted):
+		return hinted.hint
+	case errors.As(err, &usage):
+		return fmt.Sprintf("`%s --help` shows how", command.CommandPath())
+	case errors.As(err, &status):
+		return adviceForStatus[status.Status]
+	}
+	return ""
+}
+
+// adviceForStatus says what to do about an answer that is not 201; see docs/protocol.md.
+var adviceForStatus = map[int]string{
+	400: "check the request; `mesh-agent COMMAND --help` says what it takes",
+	401: "present the PIN: mesh-agent token unlock NAME",
+	403: "a key does only what its use permits: mesh-agent key show UDF",
+	404: "see what is there: mesh-agent key list, mesh-agent token list",
+	408: "try again and touch the token when it blinks",
+	409: "see the agent's state: mesh-agent status",
+	422: "the point is not one that a correct program sends; get a new one from where it came",
+	423: "wait, and find out who tried wrong PINs",
+	429: "try again in a moment",
+	500: "the agent's log has the incident of this number",
+	501: "see what the token can do: mesh-agent token list",
+	503: "see whether the token is plugged in and answers: mesh-agent status",
+}

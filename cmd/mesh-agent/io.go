@@ -1,0 +1,138 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"text/tabwriter"
+
+	"golang.org/x/term"
+
+	"github.com/mesh-agent/mesh-agent/internal/strictjson"
+)
+
+// Limits of what is read, in octets.
+const (
+	maxSmall    = 256 << 10 // a key, a request, a PIN
+	maxDocument = 256 << 20 // a file to encrypt, sign or decrypt; all of it is in memory
+)
+
+// read returns the whole of a file, or of standard input if name is "-" or empty.
+func (a *app) read(name string, limit int64) ([]byte, error) {
+	in, title := a.stdin, "standard input"
+	if name != "" && name != "-" {
+		f, err := os.Open(name)
+		if err != nil {
+			return nil, err
+		}
+		defer f.Close()
+		in, title = f, name
+	}
+	data, err := io.ReadAll(io.LimitReader(in, limit+1))
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", title, err)
+	}
+	if int64(len(data)) > limit {
+		return nil, fmt.Errorf("read %s: longer than %d octets", title, limit)
+	}
+	return data, nil
+}
+
+// optional returns the only argument, or "" for standard input.
+func optional(args []string) string {
+	if len(args) == 0 {
+		return ""
+	}
+	return args[0]
+}
+
+// printJSON writes v for people who pipe it to other programs.
+func (a *app) printJSON(v any) error {
+	out, err := strictjson.MarshalIndent(v)
+	if err != nil {
+		return fmt.Errorf("encode JSON: %w", err)
+	}
+	return a.print(append(out, '\n'))
+}
+
+func (a *app) print(out []byte) error {
+	_, err := a.stdout.Write(out)
+	return err
+}
+
+// printTable writes rows as aligned columns.
+func (a *app) printTable(rows [][]string) error {
+	w := tabwriter.NewWriter(a.stdout, 0, 0, 2, ' ', 0)
+	for _, row := range rows {
+		for i, cell := range row {
+			if i > 0 {
+				fmt.Fprint(w, "\t")
+			}
+			fmt.Fprint(w, cell)
+		}
+		fmt.Fprintln(w)
+	}
+	return w.Flush()
+}
+
+// say writes a line of talk.
+func (a *app) say(format string, args ...any) {
+	fmt.Fprintf(a.stderr, format+"\n", args...)
+}
+
+// terminal returns standard input if a person sits there.
+func (a *app) terminal() (*os.File, bool) {
+	f, ok := a.stdin.(*os.File)
+	return f, ok && term.IsTerminal(int(f.Fd()))
+}
+
+// secret asks for a secret on the terminal without echo, or takes the first line of
+// standard input where that is no terminal. The caller wipes it.
+func (a *app) secret(ctx context.Context, prompt string) ([]byte, error) {
+	if tty, ok := a.terminal(); ok {
+		return a.ask(ctx, tty, prompt)
+	}
+	data, err := a.read("-", maxSmall)
+	if err != nil {
+		return nil, err
+	}
+	line, rest, _ := bytes.Cut(data, []byte("\n"))
+	if len(rest) != 0 {
+		clear(data)
+		return nil, errors.New("read standard input: more than one line")
+	}
+	return bytes.TrimSuffix(line, []byte("\r")), nil
+}
+
+// ask reads a secret from a terminal without echo. An interrupt restores the terminal.
+func (a *app) ask(ctx context.Context, tty *os.File, prompt string) ([]byte, error) {
+	fd := int(tty.Fd())
+	before, err := term.GetState(fd)
+	if err != nil {
+		return nil, fmt.Errorf("read terminal: %w", err)
+	}
+	fmt.Fprintf(a.stderr, "%s: ", prompt)
+	type answer struct {
+		text []byte
+		err  error
+	}
+	answers := make(chan answer, 1)
+	go func() { // outlives an interrupt, with which the program ends
+		text, err := term.ReadPassword(fd)
+		answers <- answer{text, err}
+	}()
+	select {
+	case got := <-answers:
+		fmt.Fprintln(a.stderr)
+		if got.err != nil {
+			return nil, fmt.Errorf("read terminal: %w", got.err)
+		}
+		return got.text, nil
+	case <-ctx.Done():
+		fmt.Fprintln(a.stderr)
+		return nil, errors.Join(ctx.Err(), term.Restore(fd, before))
+	}
+}

@@ -1,0 +1,225 @@
+package main
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/mesh-agent/mesh-agent/client"
+	"github.com/mesh-agent/mesh-agent/internal/strictjson"
+	"github.com/mesh-agent/mesh-agent/mesh"
+)
+
+func newKeyCommand(a *app) *cobra.Command {
+	return group("key", "Make, import, list, show and delete keys",
+		newKeyGenerateCommand(a), newKeyImportCommand(a), newKeyListCommand(a),
+		newKeyShowCommand(a), newKeyPublicCommand(a), newKeyDeleteCommand(a))
+}
+
+const useHelp = "what the key is for: ssh, sign, decrypt, agree or split"
+
+const shareToHelp = "for use split: `file` with the public key (X25519 or X448) of one who gets a share; once for each"
+
+func newKeyGenerateCommand(a *app) *cobra.Command {
+	var request mesh.KeyGenerateRequest
+	var shareTo []string
+	var generation string
+	c := &cobra.Command{
+		Use:   "generate --token NAME --alg ALGORITHM --use USE",
+		Short: "Make a key in a token and print its UDF",
+		Example: `  mesh-agent key generate --token soft --alg Ed25519 --use ssh --label laptop
+  mesh-agent key generate --token soft --alg X448 --use split --share-to a.json --share-to b.json`,
+		Args: args(shareFiles(&shareTo, 0)),
+		RunE: func(c *cobra.Command, _ []string) error {
+			g, err := parseGeneration(generation)
+			if err != nil {
+				return err
+			}
+			if request.ShareTo, err = a.readShareTo(shareTo); err != nil {
+				return err
+			}
+			return a.with(c.Context(), func(conn *client.Client) error {
+				response, err := conn.KeyGenerate(c.Context(), request)
+				if err != nil {
+					return err
+				}
+				return a.printUdf(*response.Key, g)
+			})
+		},
+	}
+	c.Flags().StringVar(&request.Token, "token", "", "`name` of the token, see `mesh-agent token list`")
+	c.Flags().StringVar(&request.Algorithm, "alg", "", "X25519, X448, Ed25519, Ed448, P256, P384, P521, RSA2048, RSA3072 or RSA4096")
+	c.Flags().StringVar(&request.Use, "use", "", useHelp)
+	c.Flags().StringVar(&request.Label, "label", "", "a `text` for people")
+	c.Flags().StringArrayVar(&shareTo, "share-to", nil, shareToHelp)
+	c.Flags().StringVar(&generation, "generation", "g1", "which UDF to print: g1 or g2")
+	required(c, "token", "alg", "use")
+	return c
+}
+
+// shareFiles is the rule for positional arguments of commands with --share-to: after
+// it further recipients may follow, and then the last keep arguments are not among them.
+func shareFiles(shareTo *[]string, keep int) cobra.PositionalArgs {
+	return func(c *cobra.Command, given []string) error {
+		if len(*shareTo) == 0 || len(given) <= keep {
+			return cobra.MaximumNArgs(keep)(c, given)
+		}
+		*shareTo = append(*shareTo, given[:len(given)-keep]...)
+		return nil
+	}
+}
+
+// readShareTo reads public keys for a request. The agent judges them.
+func (a *app) readShareTo(files []string) ([]strictjson.Value, error) {
+	var keys []strictjson.Value
+	for _, name := range files {
+		data, err := a.read(name, maxSmall)
+		if err != nil {
+			return nil, err
+		}
+		if err := strictjson.Valid(data); err != nil {
+			return nil, fmt.Errorf("read public key %s: %w", name, err)
+		}
+		keys = append(keys, strictjson.EscapeControls(data))
+	}
+	return keys, nil
+}
+
+func parseGeneration(text string) (mesh.Generation, error) {
+	g, err := mesh.ParseGeneration(text)
+	if err != nil {
+		return 0, usageError{err}
+	}
+	return g, nil
+}
+
+// udf returns the 28 characters that name a key in a generation.
+func udf(key mesh.KeyInfo, g mesh.Generation) string {
+	if g == mesh.G2 {
+		return key.UdfG2
+	}
+	return key.Udf
+}
+
+func (a *app) printUdf(key mesh.KeyInfo, g mesh.Generation) error {
+	if a.json {
+		return a.printJSON(struct{ Udf string }{udf(key, g)})
+	}
+	return a.print([]byte(udf(key, g) + "\n"))
+}
+
+func newKeyListCommand(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "list",
+		Short: "List the keys",
+		Args:  args(cobra.NoArgs),
+		RunE: func(c *cobra.Command, _ []string) error {
+			return a.with(c.Context(), func(conn *client.Client) error {
+				keys, err := conn.KeyList(c.Context())
+				switch {
+				case err != nil:
+					return err
+				case a.json:
+					return a.printJSON(listed(keys))
+				}
+				return a.printKeys(keys)
+			})
+		},
+	}
+}
+
+// listed returns keys with exactly the members that the list has by contract; `key show`
+// has the state too.
+func listed(keys []mesh.KeyInfo) []mesh.KeyInfo {
+	list := []mesh.KeyInfo{}
+	for _, k := range keys {
+		k.State = ""
+		list = append(list, k)
+	}
+	return list
+}
+
+func (a *app) printKeys(keys []mesh.KeyInfo) error {
+	rows := [][]string{{"UDF", "ALGORITHM", "USE", "TOKEN", "PROTECTION", "STATE", "LABEL"}}
+	for _, k := range keys {
+		rows = append(rows, []string{k.Udf, k.Algorithm, k.Use, k.Token, k.Protection, cmp.Or(k.State, "ready"), k.Label})
+	}
+	return a.printTable(rows)
+}
+
+func newKeyShowCommand(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "show UDF",
+		Short: "Show what is known of a key",
+		Args:  args(cobra.ExactArgs(1)),
+		RunE: func(c *cobra.Command, ids []string) error {
+			k, err := a.keyInfo(c.Context(), ids[0])
+			if err != nil {
+				return err
+			}
+			if a.json {
+				return a.printJSON(k)
+			}
+			return a.printKey(*k)
+		},
+	}
+}
+
+func (a *app) printKey(k mesh.KeyInfo) error {
+	origin := "made in the token"
+	if k.Imported {
+		origin = "imported"
+	}
+	rows := [][]string{
+		{"udf", k.Udf}, {"udf (g2)", k.UdfG2}, {"algorithm", k.Algorithm}, {"use", k.Use},
+		{"operations", strings.Join(k.Operations, ", ")}, {"token", k.Token},
+		{"protection", k.Protection}, {"origin", origin},
+	}
+	if k.Label != "" {
+		rows = append(rows, []string{"label", k.Label})
+	}
+	for _, to := range k.ShareTo {
+		rows = append(rows, []string{"share to", to})
+	}
+	if k.State != "" {
+		rows = append(rows, []string{"state", k.State})
+	}
+	return a.printTable(rows)
+}
+
+func newKeyDeleteCommand(a *app) *cobra.Command {
+	var yes bool
+	c := &cobra.Command{
+		Use:   "delete UDF",
+		Short: "Delete a key for good",
+		Long:  `Deletes a key for good. On a terminal it asks first, unless --yes is given.`,
+		Args:  args(cobra.ExactArgs(1)),
+		RunE: func(c *cobra.Command, ids []string) error {
+			if tty, ok := a.terminal(); ok && !yes {
+				if err := a.confirm(tty, "Delete key "+ids[0]+" for good? Type yes: "); err != nil {
+					return err
+				}
+			}
+			return a.with(c.Context(), func(conn *client.Client) error {
+				_, err := conn.KeyDelete(c.Context(), ids[0])
+				return err
+			})
+		},
+	}
+	c.Flags().BoolVar(&yes, "yes", false, "do not ask")
+	return c
+}
+
+// confirm asks a question and returns an error unless the answer is yes.
+func (a *app) confirm(tty *os.File, question string) error {
+	fmt.Fprint(a.stderr, question)
+	var answer string
+	if _, err := fmt.Fscanln(tty, &answer); err != nil || answer != "yes" {
+		return errors.New("not confirmed")
+	}
+	return nil
+}

@@ -1,0 +1,109 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"flag"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/spf13/cobra/doc"
+)
+
+var update = flag.Bool("update", false, "write the man pages anew")
+
+const manFolder = "../../docs/man"
+
+// TestManPages holds that docs/man is what the commands say. `make man` writes it.
+func TestManPages(t *testing.T) {
+	t.Parallel()
+	fresh := t.TempDir()
+	root := newRootCommand(&app{})
+	root.DisableAutoGenTag = true
+	date := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC) // fixed, so that pages change with commands only
+	header := &doc.GenManHeader{Section: "1", Source: "mesh-agent", Manual: "mesh-agent", Date: &date}
+	if err := doc.GenManTree(root, header, fresh); err != nil {
+		t.Fatal(err)
+	}
+	if *update {
+		if err := os.RemoveAll(manFolder); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.CopyFS(manFolder, os.DirFS(fresh)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, got := readFolder(t, fresh), readFolder(t, manFolder)
+	if len(want) < 20 {
+		t.Errorf("only %d pages generated", len(want))
+	}
+	for name, text := range want {
+		if !bytes.Equal(got[name], text) {
+			t.Errorf("%s is not current; run `make man`", name)
+		}
+	}
+	for name := range got {
+		if _, ok := want[name]; !ok {
+			t.Errorf("%s belongs to no command; run `make man`", name)
+		}
+	}
+}
+
+func readFolder(t *testing.T, dir string) map[string][]byte {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	files := make(map[string][]byte)
+	for _, e := range entries {
+		if files[e.Name()], err = os.ReadFile(filepath.Join(dir, e.Name())); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return files
+}
+
+// TestUsageErrors holds that what is not understood is said with a hint and exit status 2.
+func TestUsageErrors(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		args string
+		want string
+	}{
+		{"", "read command line: subcommand needed"},
+		{"nonsense", `read command line: unknown command "nonsense"`},
+		{"key", "key: subcommand needed"},
+		{"key nonsense", `key: unknown command "nonsense"`},
+		{"key import --nonsense", "key import: unknown flag: --nonsense"},
+		{"key import --token soft", "key import: --use is required"},
+		{"key generate --token soft --alg X448 --use agree extra", "key generate: "},
+		{"key public --format der X", `key public: --format "der" is none of mesh, ssh, pem`},
+		{"key list extra", "key list: "},
+		{"key list --generation", "key list: unknown flag"},
+		{"key import --token soft --use sign --generation g3", "key import: "},
+		{"serve --software-keys --insecure-software-keys", "serve: "},
+		{"sign", "sign: --key is required"},
+		{"agree --key X", "agree: --peer is required"},
+		{"encrypt", "encrypt: --to is required"},
+		{"share combine", "share combine: requires at least 1 arg"},
+		{"token unlock", "token unlock: accepts 1 arg"},
+		{"operate a b", "operate: accepts at most 1 arg"},
+	} {
+		t.Run(test.args, func(t *testing.T) {
+			t.Parallel()
+			var stdout, stderr bytes.Buffer
+			w := world{strings.NewReader(""), &stdout, &stderr, func(string) string { return "" }}
+			code := run(context.Background(), strings.Fields(test.args), w)
+			if code != 2 || stdout.Len() != 0 {
+				t.Errorf("exit status %d, standard output %q; want 2 and nothing", code, stdout.String())
+			}
+			if got := stderr.String(); !strings.HasPrefix(got, "mesh-agent: "+test.want) || !strings.Contains(got, "\nhint: ") {
+				t.Errorf("standard error:\n%swant it to start with %q and to have a hint", got, test.want)
+			}
+		})
+	}
+}

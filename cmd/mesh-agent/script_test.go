@@ -1,0 +1,308 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"os/user"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+)
+
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){"mesh-agent": main})
+}
+
+// TestScript runs the stories in testdata/script, which talk to the real program, real
+// OpenSSH and a real TPM simulator. They have these commands beside the usual:
+//
+//	agent NAME [FLAG...]   run "mesh-agent serve" in folder NAME until the script ends or "stop NAME";
+//	                       $NAME is then its socket
+//	stop NAME              interrupt it and wait; it must end well
+//	swtpm NAME             run a TPM simulator at the socket NAME
+//	capture VAR            put what the last command printed in an environment variable
+//	sshd                   write sshd_config and ssh_config here, for a login by "ssh -F ssh_config here"
+//	activate SOCKET...     run "mesh-agent serve" by systemd-socket-activate; further words after -- are its flags
+func TestScript(t *testing.T) {
+	t.Parallel()
+	testscript.Run(t, testscript.Params{
+		Dir:                 "testdata/script",
+		RequireExplicitExec: true,
+		RequireUniqueNames:  true,
+		Setup:               setupScript,
+		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
+			"agent":    startAgent,
+			"stop":     stopAgent,
+			"swtpm":    startSWTPM,
+			"capture":  capture,
+			"sshd":     writeSSHD,
+			"activate": activate,
+		},
+	})
+}
+
+// background is a process that runs beside a script. done is closed when it has ended; then err says how.
+type background struct {
+	process *os.Process
+	log     string
+	done    chan struct{}
+	err     error
+}
+
+// start runs c until the script ends, or stop.
+func start(ts *testscript.TestScript, name string, c *exec.Cmd) *background {
+	d := &background{log: ts.MkAbs(name + ".log"), done: make(chan struct{})}
+	ts.Check(c.Start())
+	d.process = c.Process
+	go func() {
+		defer close(d.done)
+		d.err = c.Wait()
+	}()
+	ts.Value(daemonsKey{}).(map[string]*background)[name] = d
+	ts.Defer(func() { d.stop() })
+	return d
+}
+
+// stop interrupts the process and waits for its end.
+func (d *background) stop() error {
+	if err := d.process.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return err
+	}
+	<-d.done
+	return d.err
+}
+
+type daemonsKey struct{}
+
+// setupScript gives the script its own home and the published test data as $DATA.
+func setupScript(env *testscript.Env) error {
+	data, err := filepath.Abs("../../testdata")
+	if err != nil {
+		return err
+	}
+	env.Values[daemonsKey{}] = map[string]*background{}
+	env.Setenv("DATA", data)
+	env.Setenv("HOME", env.WorkDir)
+	env.Setenv("PATH", env.Getenv("PATH")+":/usr/sbin:/sbin")
+	return nil
+}
+
+// command prepares a program of the script's environment. If the script ends first, so
+// does the program.
+func command(ts *testscript.TestScript, name string, args ...string) *exec.Cmd {
+	path := name
+	for _, dir := range filepath.SplitList(ts.Getenv("PATH")) {
+		if found := filepath.Join(dir, name); !strings.Contains(path, "/") && isExecutable(found) {
+			path = found
+		}
+	}
+	c := exec.Command(path, args...)
+	c.Args[0] = name
+	c.Dir = ts.MkAbs(".")
+	c.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	for _, name := range []string{"PATH", "HOME", "TMPDIR", "MESH_AGENT_TPM", "CREDENTIALS_DIRECTORY", "XDG_RUNTIME_DIR", "XDG_STATE_HOME"} {
+		if value := ts.Getenv(name); value != "" {
+			c.Env = append(c.Env, name+"="+value)
+		}
+	}
+	return c
+}
+
+func isExecutable(name string) bool {
+	info, err := os.Stat(name)
+	return err == nil && !info.IsDir() && info.Mode()&0o111 != 0
+}
+
+// startAgent runs a daemon and returns when it has told its service manager, played
+// here, that it is ready.
+func startAgent(ts *testscript.TestScript, neg bool, args []string) {
+	if len(args) == 0 || neg {
+		ts.Fatalf("usage: agent NAME [FLAG...]")
+	}
+	name, flags := args[0], args[1:]
+	dir := ts.MkAbs(name)
+	ts.Check(os.MkdirAll(dir, 0o700))
+	manager, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: filepath.Join(dir, "notify"), Net: "unixgram"})
+	ts.Check(err)
+	defer manager.Close()
+
+	socket := filepath.Join(dir, "agent.sock")
+	all := []string{"serve", "--socket", socket, "--state", filepath.Join(dir, "state")}
+	if !strings.Contains(strings.Join(flags, " "), "--tpm") {
+		all = append(all, "--tpm", "off")
+	}
+	c := command(ts, "mesh-agent", append(all, flags...)...)
+	c.Env = append(c.Env, "NOTIFY_SOCKET="+filepath.Join(dir, "notify"))
+	log, err := os.OpenFile(ts.MkAbs(name+".log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	ts.Check(err)
+	defer log.Close()
+	c.Stdout, c.Stderr = log, log
+	d := start(ts, name, c)
+	ts.Setenv(name, socket)
+
+	ready := make(chan error, 1)
+	go func() {
+		buf := make([]byte, 4096)
+		n, err := manager.Read(buf)
+		if err == nil && string(buf[:n]) != "READY=1" {
+			err = fmt.Errorf("notified %q", buf[:n])
+		}
+		ready <- err
+	}()
+	select {
+	case err = <-ready:
+	case <-d.done:
+		err = errors.New("it ended")
+	}
+	if err != nil {
+		ts.Fatalf("agent %s is not ready: %v\n%s", name, err, readLog(d.log))
+	}
+}
+
+func readLog(name string) string {
+	text, _ := os.ReadFile(name)
+	return string(text)
+}
+
+func stopAgent(ts *testscript.TestScript, neg bool, args []string) {
+	if len(args) != 1 || neg {
+		ts.Fatalf("usage: stop NAME")
+	}
+	d := ts.Value(daemonsKey{}).(map[string]*background)[args[0]]
+	if d == nil {
+		ts.Fatalf("there is no daemon %s", args[0])
+	}
+	if err := d.stop(); err != nil {
+		ts.Fatalf("%s ended badly: %v\n%s", args[0], err, readLog(d.log))
+	}
+}
+
+// startSWTPM runs a TPM simulator. It forks when its socket is there.
+func startSWTPM(ts *testscript.TestScript, neg bool, args []string) {
+	if len(args) != 1 || neg {
+		ts.Fatalf("usage: swtpm NAME")
+	}
+	state := ts.MkAbs(args[0] + ".state")
+	ts.Check(os.MkdirAll(state, 0o700))
+	pidFile := filepath.Join(state, "pid")
+	c := command(ts, "swtpm", "socket", "--tpm2", "--tpmstate", "dir="+state,
+		"--server", "type=unixio,path="+ts.MkAbs(args[0]), "--ctrl", "type=unixio,path="+ts.MkAbs(args[0])+".ctrl",
+		"--flags", "not-need-init,startup-clear", "--daemon", "--pid", "file="+pidFile)
+	if out, err := c.CombinedOutput(); err != nil {
+		ts.Fatalf("start swtpm: %v\n%s", err, out)
+	}
+	text, err := os.ReadFile(pidFile)
+	ts.Check(err)
+	var pid int
+	_, err = fmt.Sscan(string(text), &pid)
+	ts.Check(err)
+	ts.Defer(func() { syscall.Kill(pid, syscall.SIGTERM) })
+}
+
+func capture(ts *testscript.TestScript, neg bool, args []string) {
+	if len(args) != 1 || neg {
+		ts.Fatalf("usage: capture VAR")
+	}
+	ts.Setenv(args[0], strings.TrimSpace(ts.ReadFile("stdout")))
+}
+
+// writeSSHD configures a server that ssh starts for itself on a pipe, so that no port
+// has to be found, and that accepts the keys in authorized_keys.
+func writeSSHD(ts *testscript.TestScript, neg bool, args []string) {
+	if len(args) != 0 || neg {
+		ts.Fatalf("usage: sshd")
+	}
+	me, err := user.Current()
+	ts.Check(err)
+	if os.Geteuid() == 0 {
+		ts.Check(os.MkdirAll("/run/sshd", 0o755)) // sshd of root demands it
+	}
+	dir := ts.MkAbs(".")
+	out, err := command(ts, "ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", filepath.Join(dir, "host_key")).CombinedOutput()
+	if err != nil {
+		ts.Fatalf("make host key: %v\n%s", err, out)
+	}
+	ts.Check(os.WriteFile(filepath.Join(dir, "sshd_config"), []byte(strings.ReplaceAll(`HostKey DIR/host_key
+AuthorizedKeysFile DIR/authorized_keys
+AuthenticationMethods publickey
+PermitRootLogin yes
+StrictModes no
+UsePAM no
+`, "DIR", dir)), 0o600))
+	sshd, err := exec.LookPath("/usr/sbin/sshd")
+	ts.Check(err)
+	ts.Check(os.WriteFile(filepath.Join(dir, "ssh_config"), fmt.Appendf(nil, `Host here
+User %s
+ProxyCommand %s -i -e -f %s/sshd_config 2>>%s/sshd.log
+StrictHostKeyChecking no
+UserKnownHostsFile /dev/null
+IdentitiesOnly yes
+PreferredAuthentications publickey
+BatchMode yes
+LogLevel ERROR
+`, me.Username, sshd, dir, dir), 0o600))
+}
+
+// activate has the daemon started by the first connection to one of its sockets.
+func activate(ts *testscript.TestScript, neg bool, args []string) {
+	if len(args) == 0 || neg {
+		ts.Fatalf("usage: activate SOCKET... -- FLAG...")
+	}
+	var flags, names []string
+	rest := args
+	for len(rest) > 0 && rest[0] != "--" {
+		flags = append(flags, "--listen", ts.MkAbs(rest[0]))
+		names = append(names, strings.TrimSuffix(filepath.Base(rest[0]), ".sock"))
+		rest = rest[1:]
+	}
+	flags = append(flags, "--fdname", strings.Join(names, ":"), "-E", "PATH", "-E", "HOME")
+	program := command(ts, "mesh-agent").Path
+	flags = append(flags, program, "serve")
+	if len(rest) > 0 {
+		flags = append(flags, rest[1:]...)
+	}
+	c := command(ts, "systemd-socket-activate", flags...)
+	stderr, w := io.Pipe()
+	c.Stderr = w
+	d := start(ts, "activated", c)
+	go func() {
+		<-d.done
+		w.Close()
+	}()
+	lines := bufio.NewScanner(stderr)
+	for range names { // "Listening on ... as 3."
+		if !lines.Scan() || !strings.Contains(lines.Text(), "Listening on") {
+			ts.Fatalf("systemd-socket-activate says %q", lines.Text())
+		}
+	}
+	go io.Copy(io.Discard, stderr) // until d is done
+}
+
+// TestUnits has systemd check the units as they are.
+func TestUnits(t *testing.T) {
+	t.Parallel()
+	units, err := filepath.Glob("../../systemd/*")
+	if err != nil || len(units) == 0 {
+		t.Fatalf("units: %v, %v", units, err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	for _, manager := range []string{"--system", "--user"} {
+		c := exec.CommandContext(ctx, "systemd-analyze", append([]string{manager, "verify", "--man=no"}, units...)...)
+		c.Env = append(os.Environ(), "XDG_RUNTIME_DIR="+t.TempDir())
+		out, err := c.CombinedOutput()
+		if err != nil || len(out) != 0 {
+			t.Errorf("systemd-analyze %s verify: %v\n%s", manager, err, out)
+		}
+	}
+}

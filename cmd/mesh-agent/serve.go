@@ -1,0 +1,205 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+	"github.com/spf13/cobra"
+
+	"github.com/mesh-agent/mesh-agent/agent"
+	"github.com/mesh-agent/mesh-agent/internal/config"
+	"github.com/mesh-agent/mesh-agent/internal/keyring"
+	"github.com/mesh-agent/mesh-agent/internal/store"
+)
+
+// serveFlags are the flags of serve alone.
+type serveFlags struct {
+	sshSocket    string
+	tpm          string
+	softwareKeys bool
+	insecure     bool
+}
+
+func newServeCommand(a *app) *cobra.Command {
+	var flags serveFlags
+	c := &cobra.Command{
+		Use:   "serve",
+		Short: "Run the agent",
+		Long: `Runs the agent until it is interrupted. It serves everything at --socket, and the SSH agent
+protocol alone at ssh.sock beside it, which is what SSH_AUTH_SOCK should name. Sockets
+that the service manager passes (LISTEN_FDS) are used instead.
+
+The token "tpm" is there if the machine has a TPM 2.0 (/dev/tpmrm0), or $MESH_AGENT_TPM or
+--tpm names one: a device, or swtpm: and the path of a simulator's unix socket.
+
+The token "soft" is there only if asked for. With --software-keys a passphrase protects its
+keys: the systemd credential softkey-passphrase, else the terminal asks. With
+--insecure-software-keys a random key in a file beside them does, which protects them from
+nobody who can read your files. The first start decides which of the two it is.`,
+		Example: `  mesh-agent serve --software-keys
+  export SSH_AUTH_SOCK=$XDG_RUNTIME_DIR/mesh-agent/ssh.sock`,
+		Args: args(cobra.NoArgs),
+		RunE: func(c *cobra.Command, _ []string) error {
+			s, err := a.settings(flags)
+			if err != nil {
+				return err
+			}
+			return a.serve(c.Context(), s)
+		},
+	}
+	c.Flags().StringVar(&flags.sshSocket, "ssh-socket", "", "the `socket` for SSH alone (default ssh.sock beside the other)")
+	c.Flags().StringVar(&flags.tpm, "tpm", "", "the TPM `device`, swtpm:PATH, or off")
+	c.Flags().BoolVar(&flags.softwareKeys, "software-keys", false, "enable the token soft, protected by a passphrase")
+	c.Flags().BoolVar(&flags.insecure, "insecure-software-keys", false, "enable the token soft, protected by nothing but file permissions")
+	c.MarkFlagsMutuallyExclusive("software-keys", "insecure-software-keys")
+	return c
+}
+
+// settings are what serve does, from flags, environment and configuration.
+type settings struct {
+	socket, sshSocket string
+	sshSocketGiven    bool
+	state             string
+	software          config.SoftwareKeys
+	tpm               tpmChoice
+}
+
+func (a *app) settings(flags serveFlags) (s settings, err error) {
+	file, err := a.loadConfig()
+	if err != nil {
+		return s, err
+	}
+	s.state, s.software = file.State, file.SoftwareKeys
+	if a.state != "" {
+		s.state = a.state
+	}
+	if s.state == "" {
+		if s.state, err = a.defaultState(); err != nil {
+			return s, err
+		}
+	}
+	switch {
+	case flags.softwareKeys:
+		s.software = config.SoftwareKeysPassphrase
+	case flags.insecure:
+		s.software = config.SoftwareKeysInsecure
+	}
+	s.tpm = a.chooseTPM(flags.tpm, file.TPM)
+	s.socket, s.sshSocket, s.sshSocketGiven = a.socket, flags.sshSocket, flags.sshSocket != ""
+	return s, nil
+}
+
+func (a *app) loadConfig() (config.Config, error) {
+	if a.config != "" {
+		return config.Load(a.config)
+	}
+	path, err := a.defaultConfig()
+	if err != nil {
+		return config.Config{}, nil // no home folder, no default file in it
+	}
+	return config.LoadDefault(path)
+}
+
+// serve runs the daemon until ctx ends.
+func (a *app) serve(ctx context.Context, s settings) (err error) {
+	if err := harden(); err != nil {
+		return err
+	}
+	log := slog.New(slog.NewTextHandler(a.stderr, nil))
+	ring, err := a.openKeyring(ctx, s, log)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, ring.Close()) }()
+	listeners, err := a.sockets(s)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, listeners.Close()) }()
+
+	server := agent.New(agent.Config{
+		Keyring:   ring,
+		Logger:    log,
+		Build:     build(),
+		Socket:    address(listeners.mesh),
+		SSHSocket: address(listeners.ssh),
+		StateDir:  s.state,
+	})
+	logStart(log, ring, listeners)
+	if err := notify(daemon.SdNotifyReady); err != nil {
+		return err
+	}
+	err = server.Serve(ctx, listeners.mesh, listeners.ssh)
+	return errors.Join(err, notify(daemon.SdNotifyStopping))
+}
+
+// notify tells the service manager, if there is one.
+func notify(state string) error {
+	if _, err := daemon.SdNotify(false, state); err != nil {
+		return fmt.Errorf("notify service manager: %w", err)
+	}
+	return nil
+}
+
+// openKeyring opens the key records, which locks them, and then the tokens.
+func (a *app) openKeyring(ctx context.Context, s settings, log *slog.Logger) (*keyring.Keyring, error) {
+	records, err := store.Open(s.state)
+	if err != nil {
+		return nil, err
+	}
+	tokens, err := a.openTokens(ctx, s, log)
+	if err != nil {
+		return nil, errors.Join(err, records.Close())
+	}
+	ring, err := keyring.Open(records, tokens...)
+	if err != nil {
+		errs := []error{err, records.Close()}
+		for _, t := range tokens {
+			errs = append(errs, t.Close())
+		}
+		return nil, errors.Join(errs...)
+	}
+	return ring, nil
+}
+
+// sockets takes the service manager's sockets or makes its own.
+func (a *app) sockets(s settings) (sockets, error) {
+	passed, ok, err := activatedSockets()
+	if err != nil {
+		return sockets{}, err
+	}
+	if ok {
+		if passed.ssh == nil && s.sshSocketGiven {
+			passed.ssh, err = listen(s.sshSocket)
+		}
+		return passed, err
+	}
+	if s.socket == "" {
+		if s.socket, err = a.defaultSocket(); err != nil {
+			return sockets{}, err
+		}
+	}
+	if !s.sshSocketGiven {
+		s.sshSocket = filepath.Join(filepath.Dir(s.socket), "ssh.sock")
+	}
+	return openSockets(s.socket, s.sshSocket)
+}
+
+// logStart says what is there.
+func logStart(log *slog.Logger, ring *keyring.Keyring, s sockets) {
+	for _, t := range ring.Tokens() {
+		info := t.Info()
+		log.Info("token", "name", info.Name, "state", info.State, "protection", info.Protection, "description", info.Description)
+	}
+	if len(ring.Tokens()) == 0 {
+		log.Warn("there is no token: no TPM found, and neither --software-keys nor --insecure-software-keys given")
+	}
+	for _, problem := range ring.Snapshot().Problems() {
+		log.Warn("key record not loaded", "problem", problem)
+	}
+	log.Info("serving", "keys", len(ring.Snapshot().Entries()), "socket", address(s.mesh), "ssh", address(s.ssh))
+}

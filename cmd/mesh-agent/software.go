@@ -1,0 +1,95 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+
+	"github.com/mesh-agent/mesh-agent/internal/config"
+	"github.com/mesh-agent/mesh-agent/softkey"
+)
+
+// credentialName is that of the passphrase among the credentials that systemd passes.
+const credentialName = "softkey-passphrase"
+
+// openSoftware opens the token soft.
+func (a *app) openSoftware(ctx context.Context, s settings, log *slog.Logger) (*softkey.Token, error) {
+	dir := filepath.Join(s.state, "soft")
+	if s.software == config.SoftwareKeysInsecure {
+		log.Warn("INSECURE software keys: whoever can read the state folder has the keys", "folder", dir)
+		return explained(softkey.Open(dir, softkey.Options{Insecure: true}))
+	}
+	_, err := os.Stat(dir)
+	passphrase, err := a.passphrase(ctx, errors.Is(err, fs.ErrNotExist))
+	if err != nil {
+		return nil, err
+	}
+	defer clear(passphrase)
+	return explained(softkey.Open(dir, softkey.Options{Passphrase: passphrase}))
+}
+
+// explained adds what to do if the software keys do not open.
+func explained(t *softkey.Token, err error) (*softkey.Token, error) {
+	switch {
+	case errors.Is(err, softkey.ErrProtected):
+		return nil, hint(err, "start with --software-keys; what protects the keys was fixed when the store was made")
+	case errors.Is(err, softkey.ErrInsecure):
+		return nil, hint(err, "start with --insecure-software-keys; what protects the keys was fixed when the store was made")
+	case errors.Is(err, softkey.ErrPassphrase):
+		return nil, hint(err, "try again; nobody can help if the passphrase is lost")
+	}
+	return t, err
+}
+
+// passphrase returns the passphrase of the software keys: the systemd credential, else
+// what the terminal answers, twice if it is a new one.
+func (a *app) passphrase(ctx context.Context, isNew bool) ([]byte, error) {
+	passphrase, err := a.credential()
+	if err != nil || len(passphrase) != 0 {
+		return passphrase, err
+	}
+	tty, ok := a.terminal()
+	if !ok {
+		return nil, hint(errors.New("the software keys need a passphrase, and there is no terminal to ask"),
+			"pass the systemd credential "+credentialName+", or see --insecure-software-keys")
+	}
+	passphrase, err = a.ask(ctx, tty, "Passphrase of the software keys")
+	if err != nil || !isNew {
+		return passphrase, err
+	}
+	again, err := a.ask(ctx, tty, "The same again, for the new store")
+	if err != nil {
+		return nil, err
+	}
+	defer clear(again)
+	if !bytes.Equal(passphrase, again) {
+		return nil, errors.New("the passphrases differ")
+	}
+	return passphrase, nil
+}
+
+// credential returns the passphrase that systemd passes (systemd.exec(5), CREDENTIALS),
+// nil if there is none.
+func (a *app) credential() ([]byte, error) {
+	dir := a.getenv("CREDENTIALS_DIRECTORY")
+	if dir == "" {
+		return nil, nil
+	}
+	text, err := os.ReadFile(filepath.Join(dir, credentialName))
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, nil
+	case err != nil:
+		return nil, fmt.Errorf("read credential: %w", err)
+	}
+	passphrase := bytes.TrimRight(text, "\r\n")
+	if len(passphrase) == 0 {
+		return nil, hint(fmt.Errorf("the credential %s is empty", credentialName), "write the passphrase into it")
+	}
+	return passphrase, nil
+}

@@ -1,0 +1,101 @@
+package main
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/mesh-agent/mesh-agent/client"
+	"github.com/mesh-agent/mesh-agent/mesh"
+)
+
+func newStatusCommand(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "status",
+		Short: "Show whether an agent runs and what it holds",
+		Args:  args(cobra.NoArgs),
+		RunE: func(c *cobra.Command, _ []string) error {
+			return a.with(c.Context(), func(conn *client.Client) error {
+				status, err := conn.Status(c.Context())
+				switch {
+				case err != nil:
+					return err
+				case a.json:
+					return a.printJSON(status)
+				}
+				return a.printStatus(*status)
+			})
+		},
+	}
+}
+
+func (a *app) printStatus(s mesh.StatusResponse) error {
+	rows := [][]string{
+		{"agent", fmt.Sprintf("%s, process %d, up %s", s.Build, s.PID, time.Duration(s.Uptime)*time.Second)},
+		{"socket", s.Socket},
+		{"ssh socket", s.SSH},
+		{"state", s.State},
+		{"keys", strconv.Itoa(s.Keys)},
+	}
+	for _, t := range s.Tokens {
+		rows = append(rows, []string{"token " + t.Name, t.State + ", " + t.Description})
+	}
+	for _, problem := range s.Problems {
+		rows = append(rows, []string{"problem", problem})
+	}
+	return a.printTable(rows)
+}
+
+func newTokenCommand(a *app) *cobra.Command {
+	return group("token", "See and unlock tokens", newTokenListCommand(a), newTokenUnlockCommand(a))
+}
+
+func newTokenListCommand(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "list",
+		Short: "List the tokens, their state and what they can do",
+		Args:  args(cobra.NoArgs),
+		RunE: func(c *cobra.Command, _ []string) error {
+			return a.with(c.Context(), func(conn *client.Client) error {
+				tokens, err := conn.TokenList(c.Context())
+				if err != nil {
+					return err
+				}
+				return a.printTokens(tokens)
+			})
+		},
+	}
+}
+
+func (a *app) printTokens(tokens []mesh.TokenInfo) error {
+	if a.json {
+		return a.printJSON(append([]mesh.TokenInfo{}, tokens...))
+	}
+	rows := [][]string{{"NAME", "KIND", "STATE", "PROTECTION", "ALGORITHMS", "DESCRIPTION"}}
+	for _, t := range tokens {
+		rows = append(rows, []string{t.Name, t.Kind, t.State, t.Protection, strings.Join(t.Algorithms, ","), t.Description})
+	}
+	return a.printTable(rows)
+}
+
+func newTokenUnlockCommand(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "unlock NAME",
+		Short: "Present a token's PIN",
+		Long:  `Presents a token's PIN, which is read from the terminal without echo or from standard input.`,
+		Args:  args(cobra.ExactArgs(1)),
+		RunE: func(c *cobra.Command, names []string) error {
+			pin, err := a.secret(c.Context(), "PIN of "+names[0])
+			if err != nil {
+				return err
+			}
+			defer clear(pin)
+			return a.with(c.Context(), func(conn *client.Client) error {
+				return conn.TokenUnlock(c.Context(), names[0], pin)
+			})
+		},
+	}
+}
