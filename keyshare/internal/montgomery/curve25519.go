@@ -1,0 +1,265 @@
+package montgomery
+
+import (
+	"encoding/binary"
+	"math/bits"
+
+	fp "github.com/cloudflare/circl/math/fp25519"
+
+	"github.com/mesh-agent/mesh-agent/keyshare/internal/badpoint"
+)
+
+// curve25519 is v^2 = u^3 + 486662*u^2 + u over the field of 2^255 - 19, which is 5 modulo 8.
+// The cofactor is 8, and the points of order dividing 8 form a cyclic group.
+type curve25519 struct{}
+
+var _ curve[fp.Elt] = curve25519{}
+
+// Constants of Curve25519. Nothing writes to them.
+var (
+	one25519   = fp.Elt{1}
+	a25519     = fp.Elt{0x06, 0x6d, 0x07} // 486662
+	base25519U = fp.Elt{9}
+	base25519V = fp.Elt{
+		0xd9, 0xd3, 0xce, 0x7e, 0xa2, 0xc5, 0xe9, 0x29, 0xb2, 0x61, 0x7c, 0x6d, 0x7e, 0x4d, 0x3d, 0x92,
+		0x4c, 0xd1, 0x48, 0x77, 0x2c, 0xdd, 0x1e, 0xe0, 0xb4, 0x86, 0xa0, 0xb8, 0xa1, 0x19, 0xae, 0x20,
+	}
+	// i25519 is a square root of -1.
+	i25519 = fp.Elt{
+		0xb0, 0xa0, 0x0e, 0x4a, 0x27, 0x1b, 0xee, 0xc4, 0x78, 0xe4, 0x2f, 0xad, 0x06, 0x18, 0x43, 0x2f,
+		0xa7, 0xd7, 0xfb, 0x3d, 0x99, 0x00, 0x4d, 0x2b, 0x0b, 0xdf, 0xc1, 0x4f, 0x80, 0x24, 0x83, 0x2b,
+	}
+	// order4V25519 is a square root of A + 2; the points of order 4 are (1, v) and (1, -v).
+	order4V25519 = fp.Elt{
+		0x15, 0x44, 0x88, 0x9c, 0xef, 0x48, 0xa2, 0xe9, 0x63, 0x93, 0x4a, 0x28, 0xc7, 0x11, 0x5a, 0x63,
+		0xef, 0xa6, 0xf4, 0xd7, 0x7a, 0xa7, 0x1f, 0xc2, 0xaf, 0xc2, 0xa9, 0xf9, 0x97, 0xf4, 0xe4, 0x6b,
+	}
+)
+
+func (curve25519) octets(x *fp.Elt) []byte  { fp.Modp(x); return x[:] }
+func (curve25519) one() fp.Elt              { return one25519 }
+func (curve25519) coefficient() fp.Elt      { return a25519 }
+func (curve25519) add(z, x, y *fp.Elt)      { fp.Add(z, x, y) }
+func (curve25519) sub(z, x, y *fp.Elt)      { fp.Sub(z, x, y) }
+func (curve25519) mul(z, x, y *fp.Elt)      { fp.Mul(z, x, y) }
+func (curve25519) inv(z, x *fp.Elt)         { fp.Inv(z, x) }
+func (curve25519) cmov(z, x *fp.Elt, b int) { fp.Cmov(z, x, uint(b)) }
+
+// ladder is the Montgomery ladder of RFC 7748, section 5. Where that swaps the two points,
+// this selects the one to double: the sum does not depend on their order.
+func (curve25519) ladder(r *ladder[fp.Elt], k []byte, u *fp.Elt) {
+	var t0, t1 fp.Elt
+	r.x2, r.z2, r.x3, r.z3 = one25519, fp.Elt{}, *u, one25519
+	previous := uint(0)
+	for i := 254; i >= 0; i-- {
+		bit := uint(k[i/8]>>(i%8)) & 1
+		step25519(r, &t0, &t1, u, bit^previous)
+		previous = bit
+	}
+	fp.Cswap(&r.x2, &r.x3, previous)
+	fp.Cswap(&r.z2, &r.z3, previous)
+}
+
+// step25519 adds the two points of r and doubles one of them, the second if swap is 1. The
+// double becomes the first point and the sum the second.
+func step25519(r *ladder[fp.Elt], t0, t1, u *fp.Elt, swap uint) {
+	fp.AddSub(&r.x2, &r.z2)
+	fp.AddSub(&r.x3, &r.z3)
+	fp.Mul(t0, &r.x2, &r.z3)
+	fp.Mul(t1, &r.x3, &r.z2)
+	fp.Cmov(&r.x2, &r.x3, swap)
+	fp.Cmov(&r.z2, &r.z3, swap)
+	fp.AddSub(t0, t1)
+	fp.Sqr(&r.x3, t0)
+	fp.Sqr(&r.z3, t1)
+	fp.Mul(&r.z3, &r.z3, u)
+	fp.Sqr(&r.x2, &r.x2)
+	fp.Sqr(&r.z2, &r.z2)
+	fp.Sub(t0, &r.x2, &r.z2)
+	mulAdd25519(t1, &r.z2, t0)
+	fp.Mul(&r.x2, &r.x2, &r.z2)
+	fp.Mul(&r.z2, t0, t1)
+}
+
+// mulAdd25519 sets z = x + y*(A+2)/4.
+func mulAdd25519(z, x, y *fp.Elt) {
+	const a24 = (486662 + 2) / 4
+	h0, l0 := bits.Mul64(binary.LittleEndian.Uint64(y[0:]), a24)
+	h1, l1 := bits.Mul64(binary.LittleEndian.Uint64(y[8:]), a24)
+	h2, l2 := bits.Mul64(binary.LittleEndian.Uint64(y[16:]), a24)
+	h3, l3 := bits.Mul64(binary.LittleEndian.Uint64(y[24:]), a24)
+
+	l1, c := bits.Add64(l1, h0, 0)
+	l2, c = bits.Add64(l2, h1, c)
+	l3, c = bits.Add64(l3, h2, c)
+	h3 += c
+
+	l0, c = bits.Add64(l0, binary.LittleEndian.Uint64(x[0:]), 0)
+	l1, c = bits.Add64(l1, binary.LittleEndian.Uint64(x[8:]), c)
+	l2, c = bits.Add64(l2, binary.LittleEndian.Uint64(x[16:]), c)
+	l3, c = bits.Add64(l3, binary.LittleEndian.Uint64(x[24:]), c)
+	h3 += c // the sum is h3*2^256 + l, and 2^256 = 38 modulo p
+
+	l0, c = bits.Add64(l0, 38*h3, 0)
+	l1, c = bits.Add64(l1, 0, c)
+	l2, c = bits.Add64(l2, 0, c)
+	l3, c = bits.Add64(l3, 0, c)
+	l0 += 38 & -c // after a carry l0 is below 38*h3
+
+	binary.LittleEndian.PutUint64(z[0:], l0)
+	binary.LittleEndian.PutUint64(z[8:], l1)
+	binary.LittleEndian.PutUint64(z[16:], l2)
+	binary.LittleEndian.PutUint64(z[24:], l3)
+}
+
+// lift25519 computes v and decides membership in the subgroup of prime order.
+//
+// P has prime order if and only if it is 8*Q for a rational Q. Multiplication by 4 is an
+// isogeny from the curve to E4, its quotient by the points of order 4, followed by one back.
+// The second has a kernel of four rational points, and its preimages of P = (u, v) are
+// found from a fourth root a of (v - V*u)^2 / u, which is the Tate pairing of P with (1, V),
+// V^2 = A + 2. So P is 4*Q if and only if that is a fourth power; p = 5 modulo 8 makes
+// this root one exponentiation. With y = a + (u-1)/a and y' = a - (u-1)/a the curve E4 is
+//
+//	y'^2 * (y^2 + A + 2) = (A + 2) * (y^2 + 4),
+//
+// and its points of order 2 are differences of the points y = 2i, -2i, iV, -iV, i^2 = -1.
+// (y - 2i)*(y + iV) modulo squares therefore is a homomorphism from E4, a function of order 2
+// that is trivial on the kernel, so that every choice of a gives the same, and that is not
+// trivial on preimages of 4*T, T of order 8. So P is 8*Q if and only if this is a square.
+//
+// Here alpha = a*u, which needs no division.
+func (curve25519) lift(v, u *fp.Elt) error {
+	if isLowOrder25519(u) {
+		return badpoint.LowOrder
+	}
+	var t fp.Elt
+	rhs25519(&t, u)
+	if !sqrt25519(v, &t) {
+		return badpoint.Twist
+	}
+	if !isPrimeOrder25519(u, v) {
+		return badpoint.Torsion
+	}
+	return nil
+}
+
+// rhs25519 sets z = u^3 + A*u^2 + u.
+func rhs25519(z, u *fp.Elt) {
+	var t fp.Elt
+	fp.Add(&t, u, &a25519)
+	fp.Mul(&t, &t, u)
+	fp.Add(&t, &t, &one25519)
+	fp.Mul(z, &t, u)
+}
+
+// isLowOrder25519 tells whether the points with this u have order 2, u = 0; order 4, u = 1;
+// or order 8, where the double has u-coordinate 1: (u^2 - 1)^2 = 4*(u^3 + A*u^2 + u).
+func isLowOrder25519(u *fp.Elt) bool {
+	var f, d fp.Elt
+	rhs25519(&f, u)
+	fp.Add(&f, &f, &f)
+	fp.Add(&f, &f, &f)
+	fp.Sqr(&d, u)
+	fp.Sub(&d, &d, &one25519)
+	fp.Sqr(&d, &d)
+	fp.Sub(&d, &d, &f)
+	return *u == fp.Elt{} || *u == one25519 || fp.IsZero(&d)
+}
+
+// isPrimeOrder25519 is the test that lift explains. The order of (u, v) does not divide 8.
+func isPrimeOrder25519(u, v *fp.Elt) bool {
+	var phi, alpha, t, u2, au, b, l fp.Elt
+	fp.Sqr(&u2, u)
+	fp.Mul(&t, &order4V25519, u) // phi = (v - V*u)^2 * u^3
+	fp.Sub(&phi, v, &t)
+	fp.Sqr(&phi, &phi)
+	fp.Mul(&phi, &phi, u)
+	fp.Mul(&phi, &phi, &u2)
+
+	var x11 fp.Elt
+	pow250(&alpha, &x11, &phi) // alpha = phi^(2^251 - 1)
+	fp.Sqr(&alpha, &alpha)
+	fp.Mul(&alpha, &alpha, &phi)
+	fp.Sqr(&b, &alpha)
+	fp.Sqr(&t, &b)
+	fp.Sub(&t, &t, &phi)
+	if !fp.IsZero(&t) {
+		return false
+	}
+	// b - 2i*alpha*u and b + iV*alpha*u, where b = alpha^2 + (u-1)*u^2
+	fp.Sub(&t, u, &one25519)
+	fp.Mul(&t, &t, &u2)
+	fp.Add(&b, &b, &t)
+	fp.Mul(&au, &alpha, u)
+	fp.Mul(&au, &au, &i25519)
+	fp.Mul(&l, &au, &order4V25519)
+	fp.Add(&l, &l, &b)
+	fp.Sub(&b, &b, &au)
+	fp.Sub(&b, &b, &au)
+	fp.Mul(&b, &b, &l)
+	return isSquare25519(&b)
+}
+
+// sqrt25519 sets z to a square root of x, if there is one.
+func sqrt25519(z, x *fp.Elt) bool {
+	var t, r fp.Elt
+	pow250(&r, &t, x) // r = x^(2^252 - 2) = x^((p+3)/8)
+	fp.Sqr(&r, &r)
+	fp.Mul(&r, &r, x)
+	fp.Sqr(&r, &r)
+	fp.Sqr(&t, &r)
+	fp.Sub(&t, &t, x)
+	if !fp.IsZero(&t) {
+		fp.Mul(&r, &r, &i25519)
+	}
+	fp.Sqr(&t, &r)
+	fp.Sub(&t, &t, x)
+	*z = r
+	return fp.IsZero(&t)
+}
+
+// isSquare25519 tells whether x, which is not 0, is a square.
+func isSquare25519(x *fp.Elt) bool {
+	var t, x11 fp.Elt
+	pow250(&t, &x11, x) // t = x^(2^254 - 10) = x^((p-1)/2)
+	fp.Sqr(&t, &t)
+	fp.Sqr(&t, &t)
+	fp.Mul(&t, &t, x)
+	fp.Sqr(&t, &t)
+	fp.Mul(&t, &t, x)
+	fp.Sqr(&t, &t)
+	fp.Modp(&t)
+	return t == one25519
+}
+
+// pow250 sets z = x^(2^250 - 1) and x11 = x^11.
+func pow250(z, x11, x *fp.Elt) {
+	var t, s fp.Elt
+	sqrs := func(z, x *fp.Elt, n int) {
+		fp.Sqr(z, x)
+		for range n - 1 {
+			fp.Sqr(z, z)
+		}
+	}
+	fp.Sqr(&t, x)       // 2
+	sqrs(&s, &t, 2)     // 8
+	fp.Mul(&s, &s, x)   // 9
+	fp.Mul(x11, &s, &t) // 11
+	fp.Sqr(&t, x11)     // 22
+	fp.Mul(&s, &s, &t)  // 31 = 2^5 - 1
+	sqrs(&t, &s, 5)     // 2^10 - 2^5
+	fp.Mul(&s, &t, &s)  // 2^10 - 1
+	sqrs(&t, &s, 10)    //
+	fp.Mul(&t, &t, &s)  // 2^20 - 1
+	sqrs(z, &t, 20)     //
+	fp.Mul(&t, z, &t)   // 2^40 - 1
+	sqrs(&t, &t, 10)    //
+	fp.Mul(&s, &t, &s)  // 2^50 - 1
+	sqrs(&t, &s, 50)    //
+	fp.Mul(&t, &t, &s)  // 2^100 - 1
+	sqrs(z, &t, 100)    //
+	fp.Mul(&t, z, &t)   // 2^200 - 1
+	sqrs(&t, &t, 50)    //
+	fp.Mul(z, &t, &s)   // 2^250 - 1
+}

@@ -1,0 +1,152 @@
+package montgomery
+
+import (
+	"encoding/binary"
+	"math/bits"
+
+	fp "github.com/cloudflare/circl/math/fp448"
+
+	"github.com/mesh-agent/mesh-agent/keyshare/internal/badpoint"
+)
+
+// curve448 is v^2 = u^3 + 156326*u^2 + u over the field of 2^448 - 2^224 - 1, which is 3
+// modulo 4. The cofactor is 4, and the points of order dividing 4 form a cyclic group.
+type curve448 struct{}
+
+var _ curve[fp.Elt] = curve448{}
+
+// Constants of Curve448. Nothing writes to them.
+var (
+	one448   = fp.Elt{1}
+	two448   = fp.Elt{2}
+	a448     = fp.Elt{0xa6, 0x62, 0x02} // 156326
+	base448U = fp.Elt{5}
+	base448V = fp.Elt{
+		0x1a, 0x5b, 0x7b, 0x45, 0x3d, 0x22, 0xd7, 0x6f, 0xf7, 0x7a, 0x67, 0x50, 0xb1, 0xc4,
+		0x12, 0x13, 0x21, 0x0d, 0x43, 0x46, 0x23, 0x7e, 0x02, 0xb8, 0xed, 0xf6, 0xf3, 0x8d,
+		0xc2, 0x5d, 0xf7, 0x60, 0xd0, 0x45, 0x55, 0xf5, 0x34, 0x5d, 0xae, 0xcb, 0xce, 0x6f,
+		0x32, 0x58, 0x6e, 0xab, 0x98, 0x6c, 0xf6, 0xb1, 0xf5, 0x95, 0x12, 0x5d, 0x23, 0x7d,
+	}
+)
+
+func (curve448) octets(x *fp.Elt) []byte  { fp.Modp(x); return x[:] }
+func (curve448) one() fp.Elt              { return one448 }
+func (curve448) coefficient() fp.Elt      { return a448 }
+func (curve448) add(z, x, y *fp.Elt)      { fp.Add(z, x, y) }
+func (curve448) sub(z, x, y *fp.Elt)      { fp.Sub(z, x, y) }
+func (curve448) mul(z, x, y *fp.Elt)      { fp.Mul(z, x, y) }
+func (curve448) inv(z, x *fp.Elt)         { fp.Inv(z, x) }
+func (curve448) cmov(z, x *fp.Elt, b int) { fp.Cmov(z, x, uint(b)) }
+
+// ladder is the Montgomery ladder as in [curve25519.ladder].
+func (curve448) ladder(r *ladder[fp.Elt], k []byte, u *fp.Elt) {
+	var t0, t1 fp.Elt
+	r.x2, r.z2, r.x3, r.z3 = one448, fp.Elt{}, *u, one448
+	previous := uint(0)
+	for i := 447; i >= 0; i-- {
+		bit := uint(k[i/8]>>(i%8)) & 1
+		step448(r, &t0, &t1, u, bit^previous)
+		previous = bit
+	}
+	fp.Cswap(&r.x2, &r.x3, previous)
+	fp.Cswap(&r.z2, &r.z3, previous)
+}
+
+func step448(r *ladder[fp.Elt], t0, t1, u *fp.Elt, swap uint) {
+	fp.AddSub(&r.x2, &r.z2)
+	fp.AddSub(&r.x3, &r.z3)
+	fp.Mul(t0, &r.x2, &r.z3)
+	fp.Mul(t1, &r.x3, &r.z2)
+	fp.Cmov(&r.x2, &r.x3, swap)
+	fp.Cmov(&r.z2, &r.z3, swap)
+	fp.AddSub(t0, t1)
+	fp.Sqr(&r.x3, t0)
+	fp.Sqr(&r.z3, t1)
+	fp.Mul(&r.z3, &r.z3, u)
+	fp.Sqr(&r.x2, &r.x2)
+	fp.Sqr(&r.z2, &r.z2)
+	fp.Sub(t0, &r.x2, &r.z2)
+	mulAdd448(t1, &r.z2, t0)
+	fp.Mul(&r.x2, &r.x2, &r.z2)
+	fp.Mul(&r.z2, t0, t1)
+}
+
+// mulAdd448 sets z = x + y*(A+2)/4.
+func mulAdd448(z, x, y *fp.Elt) {
+	const a24 = (156326 + 2) / 4
+	h0, l0 := bits.Mul64(binary.LittleEndian.Uint64(y[0:]), a24)
+	h1, l1 := bits.Mul64(binary.LittleEndian.Uint64(y[8:]), a24)
+	h2, l2 := bits.Mul64(binary.LittleEndian.Uint64(y[16:]), a24)
+	h3, l3 := bits.Mul64(binary.LittleEndian.Uint64(y[24:]), a24)
+	h4, l4 := bits.Mul64(binary.LittleEndian.Uint64(y[32:]), a24)
+	h5, l5 := bits.Mul64(binary.LittleEndian.Uint64(y[40:]), a24)
+	h6, l6 := bits.Mul64(binary.LittleEndian.Uint64(y[48:]), a24)
+
+	l1, c := bits.Add64(l1, h0, 0)
+	l2, c = bits.Add64(l2, h1, c)
+	l3, c = bits.Add64(l3, h2, c)
+	l4, c = bits.Add64(l4, h3, c)
+	l5, c = bits.Add64(l5, h4, c)
+	l6, c = bits.Add64(l6, h5, c)
+	h6 += c
+
+	l0, c = bits.Add64(l0, binary.LittleEndian.Uint64(x[0:]), 0)
+	l1, c = bits.Add64(l1, binary.LittleEndian.Uint64(x[8:]), c)
+	l2, c = bits.Add64(l2, binary.LittleEndian.Uint64(x[16:]), c)
+	l3, c = bits.Add64(l3, binary.LittleEndian.Uint64(x[24:]), c)
+	l4, c = bits.Add64(l4, binary.LittleEndian.Uint64(x[32:]), c)
+	l5, c = bits.Add64(l5, binary.LittleEndian.Uint64(x[40:]), c)
+	l6, c = bits.Add64(l6, binary.LittleEndian.Uint64(x[48:]), c)
+	h6 += c // the sum is h6*2^448 + l, and 2^448 = 2^224 + 1 modulo p; h6 is below 2^17
+
+	l0, c = bits.Add64(l0, h6, 0)
+	l1, c = bits.Add64(l1, 0, c)
+	l2, c = bits.Add64(l2, 0, c)
+	l3, c = bits.Add64(l3, h6<<32, c)
+	l4, c = bits.Add64(l4, 0, c)
+	l5, c = bits.Add64(l5, 0, c)
+	l6, c = bits.Add64(l6, 0, c)
+
+	l0, d := bits.Add64(l0, c, 0) // after a carry l is below h6*(2^224 + 1)
+	l1, d = bits.Add64(l1, 0, d)
+	l2, d = bits.Add64(l2, 0, d)
+	l3, d = bits.Add64(l3, c<<32, d)
+	l4 += d
+
+	binary.LittleEndian.PutUint64(z[0:], l0)
+	binary.LittleEndian.PutUint64(z[8:], l1)
+	binary.LittleEndian.PutUint64(z[16:], l2)
+	binary.LittleEndian.PutUint64(z[24:], l3)
+	binary.LittleEndian.PutUint64(z[32:], l4)
+	binary.LittleEndian.PutUint64(z[40:], l5)
+	binary.LittleEndian.PutUint64(z[48:], l6)
+}
+
+func (curve448) lift(v, u *fp.Elt) error {
+	var minusOne, g, w, s, t fp.Elt
+	fp.Neg(&minusOne, &one448)
+	if *u == (fp.Elt{}) || *u == minusOne {
+		return badpoint.LowOrder
+	}
+	fp.Add(&g, u, &a448) // g = u^2 + A*u + 1
+	fp.Mul(&g, &g, u)
+	fp.Add(&g, &g, &one448)
+	gIsSquare := fp.InvSqrt(&s, &g, &one448)
+	uIsSquare := fp.InvSqrt(&w, u, &one448)
+	if gIsSquare != uIsSquare {
+		return badpoint.Twist
+	}
+	if !uIsSquare {
+		return badpoint.Torsion
+	}
+	fp.Mul(v, &w, &s)
+	fp.Add(&t, u, &s)
+	fp.Add(&t, &t, &t)
+	fp.Add(&s, &t, &two448)
+	fp.Add(&t, &t, &a448)
+	fp.Mul(&t, &t, &s)
+	if !fp.InvSqrt(&s, &t, &one448) {
+		return badpoint.Torsion
+	}
+	return nil
+}
