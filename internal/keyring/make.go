@@ -290,10 +290,10 @@ func (d draft) record(c token.Created) (store.Record, error) {
 // begin checks what is asked for and finds the token.
 func (k *Keyring) begin(d draft, alg token.Algorithm) (token.Token, error) {
 	if _, err := token.ParseAlgorithm(string(alg)); err != nil {
-		return nil, fmt.Errorf("Algorithm: %w: %w", token.ErrBadRequest, err)
+		return nil, badField("Algorithm", err)
 	}
 	if _, err := token.ParseUse(string(d.use)); err != nil {
-		return nil, fmt.Errorf("Use: %w: %w", token.ErrBadRequest, err)
+		return nil, badField("Use", err)
 	}
 	if err := d.use.Allows(alg); err != nil {
 		return nil, err
@@ -302,9 +302,14 @@ func (k *Keyring) begin(d draft, alg token.Algorithm) (token.Token, error) {
 		return nil, err
 	}
 	if err := store.CheckLabel(d.label); err != nil {
-		return nil, fmt.Errorf("%w: %w", token.ErrBadRequest, err)
+		return nil, badField("Label", err)
 	}
 	return k.Token(d.tokenName)
+}
+
+// badField begins with the member of the request that is wrong, as replies of status 400 do.
+func badField(name string, err error) error {
+	return fmt.Errorf("%s: %w: %w", name, token.ErrBadRequest, err)
 }
 
 // tokenImporter is a token that takes keys in.

@@ -42,7 +42,7 @@ func newParts(r store.Record, alg token.Algorithm, use token.Use, shareTo []toke
 		}
 		var err error
 		if p.point, err = checkPublic(p.public); err != nil {
-			return nil, fmt.Errorf("Parts: Public: %w", err)
+			return nil, fmt.Errorf("public key of a part: %w", err)
 		}
 		id.token, id.imported = p.tokenName, p.imported
 		p.request = token.OpenRequest{Handle: rp.Handle, Public: p.public, Use: use, Associated: id.octets()}
@@ -55,7 +55,7 @@ func newParts(r store.Record, alg token.Algorithm, use token.Use, shareTo []toke
 // open returns the key, which stays open. One caller opens it, others wait for that.
 func (p *part) open(ctx context.Context) (token.Key, error) {
 	if p.token == nil {
-		return nil, fmt.Errorf("token %q is not configured: %w", p.tokenName, token.ErrAbsent)
+		return nil, p.notConfigured()
 	}
 	for {
 		key, turn, mine := p.take()
@@ -73,6 +73,10 @@ func (p *part) open(ctx context.Context) (token.Key, error) {
 			return nil, ctx.Err()
 		}
 	}
+}
+
+func (p *part) notConfigured() error {
+	return fmt.Errorf("token %q is not configured: %w", p.tokenName, token.ErrAbsent)
 }
 
 // take returns the open key, or the turn to wait for, or a turn that is the caller's own.

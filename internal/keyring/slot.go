@@ -3,7 +3,6 @@ package keyring
 import (
 	"bytes"
 	"context"
-	"encoding/base32"
 	"errors"
 	"fmt"
 	"strings"
@@ -43,7 +42,7 @@ func newSlot(r store.Record, lookup func(name string) token.Token) (*slot, error
 	}
 	s := &slot{record: r, public: token.PublicKey{Algorithm: alg, Octets: r.Public}}
 	if s.point, err = checkPublic(s.public); err != nil {
-		return nil, fmt.Errorf("Public: %w", err)
+		return nil, fmt.Errorf("public key: %w", err)
 	}
 	shareTo, err := parseShareTo(r.ShareTo)
 	if err != nil {
@@ -74,17 +73,17 @@ func (s *slot) newEntry(use token.Use, shareTo []token.PublicKey) (*Entry, error
 	for i, generation := range []mesh.Generation{mesh.G1, mesh.G2} {
 		udf, err := mesh.Fingerprint(s.public, generation)
 		if err != nil {
-			return nil, fmt.Errorf("Public: %w", err)
+			return nil, fmt.Errorf("public key: %w", err)
 		}
-		octets, err := mesh.FingerprintOctets(s.public, generation)
+		alias, err := mesh.FullFingerprint(s.public, generation)
 		if err != nil {
-			return nil, fmt.Errorf("Public: %w", err)
+			return nil, fmt.Errorf("public key: %w", err)
 		}
 		udfs[i] = udf
-		s.aliases = append(s.aliases, base32.StdEncoding.WithPadding(base32.NoPadding).EncodeToString(octets))
+		s.aliases = append(s.aliases, alias)
 	}
 	if udfs[0] != s.record.Udf {
-		return nil, fmt.Errorf("Udf: it does not belong to the public key, which has %s", udfs[0])
+		return nil, fmt.Errorf("its public key has the UDF %s", udfs[0])
 	}
 	return &Entry{
 		Udf: udfs[0], UdfG2: udfs[1],
@@ -97,7 +96,7 @@ func (s *slot) newEntry(use token.Use, shareTo []token.PublicKey) (*Entry, error
 func (s *slot) checkSum() error {
 	if len(s.parts) == 1 {
 		if !s.parts[0].public.Equal(s.public) {
-			return errors.New("Parts: the part's public key is not the key's")
+			return errors.New("the part's public key is not the key's")
 		}
 		return nil
 	}
@@ -106,7 +105,7 @@ func (s *slot) checkSum() error {
 		return err
 	}
 	if !bytes.Equal(sum, s.public.Octets) {
-		return errors.New("Parts: the parts' public keys do not add up to the key's")
+		return errors.New("the parts' public keys do not add up to the key's")
 	}
 	return nil
 }
@@ -159,6 +158,9 @@ func (s *slot) hasAlias(id string) bool {
 
 // do runs op with the opened key of one part, inside the gate of the part's token.
 func (s *slot) do(ctx context.Context, gate Gate, p *part, op func(token.Key) error) error {
+	if p.token == nil {
+		return p.notConfigured()
+	}
 	leave, err := gate.enter(ctx, p.tokenName)
 	if err != nil {
 		return err

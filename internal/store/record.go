@@ -112,13 +112,13 @@ func (r *Record) check() error {
 	case r.Version != Version:
 		return fmt.Errorf("version %d, this program knows %d only", r.Version, Version)
 	case !isUDF(r.Udf):
-		return fmt.Errorf("Udf: %.40q is not one", r.Udf)
+		return fmt.Errorf("malformed Udf %.40q", r.Udf)
 	case r.Created.IsZero():
-		return errors.New("Created: missing")
+		return errors.New("no member Created")
 	case len(r.ShareTo) > MaxShareTo:
-		return fmt.Errorf("ShareTo: more than %d", MaxShareTo)
+		return fmt.Errorf("%d keys in ShareTo, at most %d are allowed", len(r.ShareTo), MaxShareTo)
 	case len(r.Parts) == 0 || len(r.Parts) > MaxParts:
-		return fmt.Errorf("Parts: %d, want 1 to %d", len(r.Parts), MaxParts)
+		return fmt.Errorf("%d parts, want 1 to %d", len(r.Parts), MaxParts)
 	}
 	errs := []error{checkWord("Algorithm", r.Algorithm), checkWord("Use", r.Use),
 		checkOctets("Public", r.Public, maxPublic), CheckLabel(r.Label)}
@@ -135,9 +135,9 @@ func (r *Record) check() error {
 // CheckLabel refuses labels that are too long, not UTF-8, or not printable on one line.
 func CheckLabel(label string) error {
 	if len(label) > MaxLabel {
-		return fmt.Errorf("Label: more than %d octets", MaxLabel)
+		return fmt.Errorf("label of more than %d octets", MaxLabel)
 	}
-	return checkText("Label", label)
+	return checkText("label", label)
 }
 
 func checkWord(member, s string) error {
