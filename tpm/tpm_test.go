@@ -1,0 +1,653 @@
+package tpm
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"io"
+	"net"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-tpm/tpm2"
+	"github.com/mesh-agent/mesh-agent/keyshare"
+	"github.com/mesh-agent/mesh-agent/token"
+	"github.com/mesh-agent/mesh-agent/token/tokentest"
+	"github.com/mesh-agent/mesh-agent/tpm/tpmtest"
+)
+
+// recorder dials a device and records the command codes that go over its streams.
+type recorder struct {
+	dial dialer
+
+	mu       sync.Mutex
+	commands []tpm2.TPMCC // guarded by mu, as all below
+	dials    int
+	streams  []*recordedStream
+}
+
+type recordedStream struct {
+	stream
+	recorder *recorder
+}
+
+func newRecorder(t testing.TB, device string) *recorder {
+	t.Helper()
+	dial, err := parseDevice(device)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &recorder{dial: dial}
+}
+
+func (r *recorder) open(ctx context.Context) (stream, error) {
+	s, err := r.dial(ctx)
+	if err != nil {
+		return nil, err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.dials++
+	rs := &recordedStream{s, r}
+	r.streams = append(r.streams, rs)
+	return rs, nil
+}
+
+func (s *recordedStream) Write(b []byte) (int, error) {
+	s.recorder.mu.Lock()
+	s.recorder.commands = append(s.recorder.commands, tpm2.TPMCC(binary.BigEndian.Uint32(b[6:])))
+	s.recorder.mu.Unlock()
+	return s.stream.Write(b)
+}
+
+// take returns the commands since it was last called.
+func (r *recorder) take() []tpm2.TPMCC {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	out := r.commands
+	r.commands = nil
+	return out
+}
+
+func (r *recorder) wantCommands(t *testing.T, what string, want ...tpm2.TPMCC) {
+	t.Helper()
+	if got := r.take(); !slices.Equal(got, want) {
+		t.Errorf("%s took commands %#x, want %#x", what, got, want)
+	}
+}
+
+func open(t testing.TB, o Options) *Token {
+	t.Helper()
+	tok, err := Open(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { tok.Close() })
+	return tok
+}
+
+func generate(t testing.TB, tok *Token, a token.Algorithm, u token.Use) token.OpenRequest {
+	t.Helper()
+	c, err := tok.Generate(t.Context(), token.GenerateRequest{Algorithm: a, Use: u})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return token.OpenRequest{Handle: c.Handle, Public: c.Public, Use: u}
+}
+
+func openKey(t testing.TB, tok *Token, req token.OpenRequest) token.Key {
+	t.Helper()
+	k, err := tok.Open(t.Context(), req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return k
+}
+
+func sign(t testing.TB, k token.Key) {
+	t.Helper()
+	req := tokentest.DefaultSignRequest(k.Public().Algorithm, []byte("message"))
+	sig, err := k.(token.Signer).Sign(t.Context(), req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := tokentest.Verify(k.Public(), req, sig); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func agree(t testing.TB, k token.Key) {
+	t.Helper()
+	c, err := keyshare.ParseCurve(string(k.Public().Algorithm))
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := k.(token.PointAgreer).AgreePoint(t.Context(), token.AgreeRequest{Peer: keyshare.BasePoint(c).Bytes()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(got) != string(k.Public().Octets) { // b * G
+		t.Fatalf("agreement with the base point is %x, want the public key %x", got, k.Public().Octets)
+	}
+}
+
+func TestContract(t *testing.T) {
+	t.Parallel()
+	s := tpmtest.Start(t)
+	tokentest.Run(t, tokentest.Harness{
+		Open:              func(t *testing.T) token.Token { return open(t, Options{Device: s.Device()}) },
+		Supports:          func(_ token.Algorithm, u token.Use) bool { return u != token.UseSplit },
+		Binding:           tokentest.BindsPurpose,
+		AssociatedUnbound: true,
+	})
+}
+
+func TestInfo(t *testing.T) {
+	t.Parallel()
+	info := open(t, Options{Device: tpmtest.Start(t).Device()}).Info()
+	want := []token.Algorithm{token.P256, token.P384, token.P521}
+	if info.Name != "tpm" || info.Parallel != 1 || info.Protection != token.ProtectionToken || !slices.Equal(info.Algorithms, want) {
+		t.Errorf("unexpected %+v", info)
+	}
+	t.Log(info.Description)
+}
+
+// TestCommands fixes the number of TPM commands: a warm operation is one.
+func TestCommands(t *testing.T) {
+	t.Parallel()
+	r := newRecorder(t, tpmtest.Start(t).Device())
+	tok := open(t, Options{dial: r.open})
+	if n := count(r.take(), tpm2.TPMCCCreatePrimary); n != 1 {
+		t.Errorf("start took %d CreatePrimary, want 1", n)
+	}
+	signer := generate(t, tok, token.P256, token.UseSign)
+	r.wantCommands(t, "Generate", tpm2.TPMCCCreate)
+	agreer := generate(t, tok, token.P384, token.UseAgree)
+	r.wantCommands(t, "Generate", tpm2.TPMCCCreate)
+
+	s := openKey(t, tok, signer)
+	r.wantCommands(t, "Open", tpm2.TPMCCLoad)
+	a := openKey(t, tok, agreer)
+	r.wantCommands(t, "Open", tpm2.TPMCCLoad)
+	for range 10 {
+		sign(t, s)
+		r.wantCommands(t, "warm Sign", tpm2.TPMCCSign)
+		agree(t, a)
+		r.wantCommands(t, "warm AgreePoint", tpm2.TPMCCECDHZGen)
+	}
+	third := openKey(t, tok, generate(t, tok, token.P256, token.UseSSH))
+	r.take()
+	agree(t, a)
+	r.wantCommands(t, "warm AgreePoint", tpm2.TPMCCECDHZGen)
+	sign(t, s)
+	r.wantCommands(t, "Sign with the key that had to make room",
+		tpm2.TPMCCFlushContext, tpm2.TPMCCLoad, tpm2.TPMCCSign)
+	agree(t, a)
+	sign(t, s)
+	r.wantCommands(t, "the two keys used last", tpm2.TPMCCECDHZGen, tpm2.TPMCCSign)
+	sign(t, third)
+	r.wantCommands(t, "Sign with the key used before them",
+		tpm2.TPMCCFlushContext, tpm2.TPMCCLoad, tpm2.TPMCCSign)
+}
+
+func count(commands []tpm2.TPMCC, c tpm2.TPMCC) int {
+	n := 0
+	for _, x := range commands {
+		if x == c {
+			n++
+		}
+	}
+	return n
+}
+
+// persist makes the ECC or RSA storage root key persistent.
+func persist(t *testing.T, s *tpmtest.TPM, template tpm2.TPMTPublic) {
+	t.Helper()
+	d := raw(t, s)
+	defer d.abandon()
+	primary, err := run(d, tpm2.CreatePrimary{PrimaryHandle: tpm2.TPMRHOwner, InPublic: tpm2.New2B(template)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = run(d, tpm2.EvictControl{
+		Auth:             tpm2.TPMRHOwner,
+		ObjectHandle:     &tpm2.NamedHandle{Handle: primary.ObjectHandle, Name: primary.Name},
+		PersistentHandle: persistentSRK,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// raw is a connection to a TPM that nobody else is connected to.
+func raw(t *testing.T, s *tpmtest.TPM) *device {
+	t.Helper()
+	dial, err := parseDevice(s.Device())
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, err := openDevice(t.Context(), Options{dial: dial, Timeout: defaultTimeout})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
+func TestPersistentSRK(t *testing.T) {
+	t.Parallel()
+	s := tpmtest.Start(t)
+	early := open(t, Options{Device: s.Device()})
+	old := generate(t, early, token.P256, token.UseSign) // under the owner's storage root key
+	early.Close()
+	persist(t, s, tpm2.ECCSRKTemplate)
+
+	r := newRecorder(t, s.Device())
+	tok := open(t, Options{dial: r.open})
+	if n := count(r.take(), tpm2.TPMCCCreatePrimary); n != 0 {
+		t.Errorf("start took %d CreatePrimary, want none", n)
+	}
+	keys := make([]token.Key, slots-1)
+	for i := range keys {
+		keys[i] = openKey(t, tok, generate(t, tok, token.P256, token.UseSign))
+	}
+	r.take()
+	for _, k := range keys {
+		sign(t, k)
+	}
+	r.wantCommands(t, "loaded keys", tpm2.TPMCCSign, tpm2.TPMCCSign)
+	sign(t, openKey(t, tok, old))
+	for _, k := range keys {
+		sign(t, k)
+	}
+}
+
+func TestForeignPersistentKey(t *testing.T) {
+	t.Parallel()
+	s := tpmtest.Start(t)
+	persist(t, s, tpm2.RSASRKTemplate)
+	tok := open(t, Options{Device: s.Device()})
+	sign(t, openKey(t, tok, generate(t, tok, token.P256, token.UseSign)))
+}
+
+// TestManyKeys uses more keys than there are slots, in an order that evicts all the time.
+func TestManyKeys(t *testing.T) {
+	t.Parallel()
+	tok := open(t, Options{Device: tpmtest.Start(t).Device()})
+	var signers, agreers []token.Key
+	for range 4 {
+		signers = append(signers, openKey(t, tok, generate(t, tok, token.P256, token.UseSign)))
+		agreers = append(agreers, openKey(t, tok, generate(t, tok, token.P256, token.UseDecrypt)))
+	}
+	for range 3 {
+		for i := range signers {
+			sign(t, signers[i])
+			agree(t, agreers[len(agreers)-1-i])
+		}
+	}
+}
+
+func TestRestart(t *testing.T) {
+	t.Parallel()
+	s := tpmtest.Start(t)
+	tok := open(t, Options{Device: s.Device()})
+	signer, agreer := generate(t, tok, token.P256, token.UseSign), generate(t, tok, token.P521, token.UseAgree)
+	sk, ak := openKey(t, tok, signer), openKey(t, tok, agreer)
+	for range 3 {
+		s.Restart()
+		sign(t, sk)
+		agree(t, ak)
+		s.Restart()
+		openKey(t, tok, signer)
+		s.Restart()
+		generate(t, tok, token.P384, token.UseSSH)
+	}
+	s.Kill()
+	if _, err := sk.(token.Signer).Sign(t.Context(), tokentest.DefaultSignRequest(token.P256, nil)); !errors.Is(err, token.ErrAbsent) {
+		t.Errorf("Sign without TPM: %v, want ErrAbsent", err)
+	}
+	if state := tok.Info().State; state != token.StateAbsent {
+		t.Errorf("state is %s, want absent", state)
+	}
+	s.Restart()
+	agree(t, ak)
+	if state := tok.Info().State; state != token.StateReady {
+		t.Errorf("state is %s, want ready", state)
+	}
+}
+
+// TestReset resets the TPM behind a connection that stays: all handles become stale.
+func TestReset(t *testing.T) {
+	t.Parallel()
+	s := tpmtest.Start(t)
+	r := newRecorder(t, s.Device())
+	tok := open(t, Options{dial: r.open})
+	k := openKey(t, tok, generate(t, tok, token.P256, token.UseSign))
+	sign(t, k)
+	_, err := do(t.Context(), tok, "flush behind the back", func(d *device) (struct{}, error) {
+		return struct{}{}, d.flush(d.loaded[0].Handle)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	sign(t, k)
+	if r.dials != 2 {
+		t.Errorf("%d connections, want 2", r.dials)
+	}
+}
+
+func TestReplaced(t *testing.T) {
+	t.Parallel()
+	s := tpmtest.Start(t)
+	tok := open(t, Options{Device: s.Device()})
+	req := generate(t, tok, token.P256, token.UseSign)
+	k := openKey(t, tok, req)
+	s.Replace()
+	for range 2 {
+		if _, err := k.(token.Signer).Sign(t.Context(), tokentest.DefaultSignRequest(token.P256, nil)); !errors.Is(err, token.ErrReplaced) {
+			t.Errorf("Sign with another TPM: %v, want ErrReplaced", err)
+		}
+		if state := tok.Info().State; state != token.StateReplaced {
+			t.Errorf("state is %s, want replaced", state)
+		}
+	}
+	tok.Close()
+	other := open(t, Options{Device: s.Device()})
+	if _, err := other.Open(t.Context(), req); !errors.Is(err, token.ErrCorrupt) || !errors.Is(err, tpm2.TPMRCIntegrity) {
+		t.Errorf("Open of a key of another TPM: %v, want ErrCorrupt and TPM_RC_INTEGRITY", err)
+	}
+}
+
+// TestStaleHandles fills the TPM as a dead client may have left it.
+func TestStaleHandles(t *testing.T) {
+	t.Parallel()
+	s := tpmtest.Start(t)
+	d := raw(t, s)
+	for range slots {
+		_, err := run(d, tpm2.CreatePrimary{PrimaryHandle: tpm2.TPMRHOwner, InPublic: tpm2.New2B(tpm2.ECCSRKTemplate)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, _, err := tpm2.HMACSession(d.link, tpm2.TPMAlgSHA256, 16); err != nil {
+			t.Fatal(err)
+		}
+	}
+	d.abandon()
+	tok := open(t, Options{Device: s.Device()})
+	sign(t, openKey(t, tok, generate(t, tok, token.P256, token.UseSign)))
+	left, err := do(t.Context(), tok, "list sessions", func(d *device) ([]tpm2.TPMHandle, error) { return d.handles(0x02000000) })
+	if err != nil || len(left) != 0 {
+		t.Errorf("sessions %#x are left, error %v", left, err)
+	}
+}
+
+// TestObjectMemory leaves the TPM less room than it should have.
+func TestObjectMemory(t *testing.T) {
+	t.Parallel()
+	tok := open(t, Options{Device: tpmtest.Start(t).Device()})
+	a, b := generate(t, tok, token.P256, token.UseSign), generate(t, tok, token.P256, token.UseSign)
+	_, err := do(t.Context(), tok, "take a slot", func(d *device) (struct{}, error) {
+		_, err := run(d, tpm2.CreatePrimary{PrimaryHandle: tpm2.TPMRHOwner, InPublic: tpm2.New2B(tpm2.ECCSRKTemplate)})
+		return struct{}{}, err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ka, kb := openKey(t, tok, a), openKey(t, tok, b)
+	for range 3 {
+		sign(t, ka)
+		sign(t, kb)
+	}
+}
+
+func TestConcurrent(t *testing.T) {
+	t.Parallel()
+	r := newRecorder(t, tpmtest.Start(t).Device())
+	tok := open(t, Options{dial: r.open})
+	k := openKey(t, tok, generate(t, tok, token.P256, token.UseAgree)).(token.PointAgreer)
+	r.take()
+	const goroutines, each = 8, 5
+	errs := make(chan error)
+	for range goroutines {
+		go func() {
+			var err error
+			for range each {
+				_, e := k.AgreePoint(t.Context(), token.AgreeRequest{Peer: keyshare.BasePoint(keyshare.P256).Bytes()})
+				err = errors.Join(err, e)
+			}
+			errs <- err
+		}()
+	}
+	for range goroutines {
+		if err := <-errs; err != nil {
+			t.Error(err)
+		}
+	}
+	if got := r.take(); len(got) != goroutines*each {
+		t.Errorf("%d commands, want %d", len(got), goroutines*each)
+	}
+}
+
+func TestOpenErrors(t *testing.T) {
+	t.Parallel()
+	s := tpmtest.Start(t)
+	s.Kill()
+	for _, device := range []string{s.Device(), "swtpm:/no/such/socket", "/no/such/device", "/dev/null"} {
+		if _, err := Open(t.Context(), Options{Device: device}); !errors.Is(err, token.ErrAbsent) {
+			t.Errorf("Open of %s: %v, want ErrAbsent", device, err)
+		}
+	}
+	for _, device := range []string{"swtpm:", "tpm0", "tcp:localhost:2321"} {
+		if _, err := Open(t.Context(), Options{Device: device}); err == nil || errors.Is(err, token.ErrAbsent) {
+			t.Errorf("Open of %q: %v, want an error about its form", device, err)
+		}
+	}
+}
+
+// script is a TPM that answers as a test says.
+func script(t *testing.T, answer func(command []byte) []byte) dialer {
+	return func(context.Context) (stream, error) {
+		here, there := net.Pipe()
+		t.Cleanup(func() { there.Close() })
+		go func() {
+			buffer := make([]byte, maxResponse)
+			for {
+				n, err := there.Read(buffer)
+				if err != nil {
+					return
+				}
+				if a := answer(buffer[:n]); a == nil {
+					io.Copy(io.Discard, there)
+				} else if _, err := there.Write(a); err != nil {
+					return
+				}
+			}
+		}()
+		return here, nil
+	}
+}
+
+func response(rc tpm2.TPMRC) []byte {
+	return binary.BigEndian.AppendUint32([]byte{0x80, 1, 0, 0, 0, 10}, uint32(rc))
+}
+
+func TestNonsense(t *testing.T) {
+	t.Parallel()
+	for name, answer := range map[string][]byte{
+		"too short":      {0x80, 1, 0, 0, 0, 9, 0, 0, 0, 0},
+		"too long":       {0x80, 1, 0, 1, 0, 0, 0, 0, 0, 0},
+		"longer than it": {0x80, 1, 0, 0, 0, 10, 0, 0, 0, 0, 0},
+		"empty success":  response(0),
+		"failure":        response(tpm2.TPMRCFailure),
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			_, err := Open(t.Context(), Options{dial: script(t, func([]byte) []byte { return answer })})
+			if !errors.Is(err, token.ErrAbsent) {
+				t.Errorf("Open: %v, want ErrAbsent", err)
+			}
+		})
+	}
+}
+
+// TestBusy has a TPM that asks for patience twice, and one that never stops asking.
+func TestBusy(t *testing.T) {
+	t.Parallel()
+	for _, rc := range []tpm2.TPMRC{tpm2.TPMRCRetry, tpm2.TPMRCTesting, tpm2.TPMRCYielded, tpm2.TPMRCNVRate} {
+		left := 2
+		here, err := script(t, func([]byte) []byte {
+			if left--; left >= 0 {
+				return response(rc)
+			}
+			return response(0)
+		})(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		l := &link{stream: here, timeout: time.Minute, life: t.Context()}
+		got, err := l.Send(make([]byte, 10))
+		if err != nil || string(got) != string(response(0)) {
+			t.Errorf("Send: %x, %v", got, err)
+		}
+	}
+	_, err := Open(t.Context(), Options{
+		dial:    script(t, func([]byte) []byte { return response(tpm2.TPMRCRetry) }),
+		Timeout: 20 * time.Millisecond,
+	})
+	if !errors.Is(err, token.ErrAbsent) || !errors.Is(err, tpm2.TPMRCRetry) {
+		t.Errorf("Open of a TPM that is always busy: %v, want ErrAbsent and TPM_RC_RETRY", err)
+	}
+}
+
+// TestSilent has a TPM that does not answer: the timeout, the caller's context and Close
+// each end the wait.
+func TestSilent(t *testing.T) {
+	t.Parallel()
+	silent := script(t, func([]byte) []byte { return nil })
+	if _, err := Open(t.Context(), Options{dial: silent, Timeout: time.Millisecond}); !errors.Is(err, token.ErrAbsent) {
+		t.Errorf("Open: %v, want ErrAbsent", err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	asked := make(chan struct{}, 1)
+	go func() { <-asked; cancel() }()
+	dial := script(t, func([]byte) []byte { asked <- struct{}{}; return nil })
+	if _, err := Open(ctx, Options{dial: dial}); !errors.Is(err, context.Canceled) {
+		t.Errorf("Open: %v, want Canceled", err)
+	}
+}
+
+// TestAbandon ends the context of an operation whose command is under way: the caller
+// is free at once, the TPM stays in order.
+func TestAbandon(t *testing.T) {
+	t.Parallel()
+	tok := open(t, Options{Device: tpmtest.Start(t).Device()})
+	k := openKey(t, tok, generate(t, tok, token.P256, token.UseSign))
+	ctx, cancel := context.WithCancel(t.Context())
+	entered, release := make(chan struct{}), make(chan struct{})
+	result := make(chan error)
+	go func() {
+		_, err := do(ctx, tok, "wait", func(*device) (struct{}, error) {
+			close(entered)
+			<-release
+			return struct{}{}, nil
+		})
+		result <- err
+	}()
+	<-entered
+	waiting := make(chan error)
+	go func() {
+		_, err := k.(token.Signer).Sign(ctx, tokentest.DefaultSignRequest(token.P256, nil))
+		waiting <- err
+	}()
+	cancel()
+	for _, c := range []chan error{result, waiting} {
+		if err := <-c; !errors.Is(err, context.Canceled) {
+			t.Errorf("%v, want Canceled", err)
+		}
+	}
+	close(release)
+	sign(t, k)
+}
+
+func TestBlob(t *testing.T) {
+	t.Parallel()
+	tok := open(t, Options{Device: tpmtest.Start(t).Device()})
+	req := generate(t, tok, token.P256, token.UseSign)
+	b, err := decodeBlob(req.Handle)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !b.public.Equal(req.Public) || b.purpose != purposeSign || b.parent != ownerSRK {
+		t.Errorf("decoded %+v", b)
+	}
+	if _, err := decodeBlob(make([]byte, maxHandle+1)); err == nil {
+		t.Error("an endless key file is taken")
+	}
+	b.parent = 0x81000002
+	other, err := b.encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := decodeBlob(other); err == nil {
+		t.Error("a key under another parent is taken")
+	}
+}
+
+func BenchmarkSign(b *testing.B) {
+	for _, a := range []token.Algorithm{token.P256, token.P384, token.P521} {
+		b.Run(string(a), func(b *testing.B) {
+			r, k := benchmarkKey(b, a, token.UseSign)
+			req := tokentest.DefaultSignRequest(a, []byte("message"))
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, err := k.(token.Signer).Sign(b.Context(), req); err != nil {
+					b.Fatal(err)
+				}
+			}
+			b.ReportMetric(float64(len(r.take()))/float64(b.N), "commands/op")
+		})
+	}
+}
+
+func BenchmarkAgreePoint(b *testing.B) {
+	for _, a := range []token.Algorithm{token.P256, token.P384, token.P521} {
+		b.Run(string(a), func(b *testing.B) {
+			r, k := benchmarkKey(b, a, token.UseAgree)
+			req := token.AgreeRequest{Peer: k.Public().Octets}
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, err := k.(token.PointAgreer).AgreePoint(b.Context(), req); err != nil {
+					b.Fatal(err)
+				}
+			}
+			b.ReportMetric(float64(len(r.take()))/float64(b.N), "commands/op")
+		})
+	}
+}
+
+func BenchmarkGenerate(b *testing.B) {
+	tok := open(b, Options{Device: tpmtest.Start(b).Device()})
+	b.ReportAllocs()
+	for b.Loop() {
+		generate(b, tok, token.P256, token.UseSign)
+	}
+}
+
+func BenchmarkOpen(b *testing.B) {
+	tok := open(b, Options{Device: tpmtest.Start(b).Device()})
+	req := generate(b, tok, token.P256, token.UseSign)
+	b.ReportAllocs()
+	for b.Loop() {
+		openKey(b, tok, req)
+	}
+}
+
+func benchmarkKey(b *testing.B, a token.Algorithm, u token.Use) (*recorder, token.Key) {
+	b.Helper()
+	r := newRecorder(b, tpmtest.Start(b).Device())
+	tok := open(b, Options{dial: r.open})
+	k := openKey(b, tok, generate(b, tok, a, u))
+	r.take()
+	return r, k
+}
