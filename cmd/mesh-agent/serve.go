@@ -55,7 +55,6 @@ nobody who can read your files. The first start decides which of the two it is.`
 	c.Flags().StringVar(&flags.tpm, "tpm", "", "the TPM `device`, swtpm:PATH, or off")
 	c.Flags().BoolVar(&flags.softwareKeys, "software-keys", false, "enable the token soft, protected by a passphrase")
 	c.Flags().BoolVar(&flags.insecure, "insecure-software-keys", false, "enable the token soft, protected by nothing but file permissions")
-	c.MarkFlagsMutuallyExclusive("software-keys", "insecure-software-keys")
 	return c
 }
 
@@ -69,6 +68,9 @@ type settings struct {
 }
 
 func (a *app) settings(flags serveFlags) (s settings, err error) {
+	if flags.softwareKeys && flags.insecure {
+		return s, usageError{errors.New("--software-keys and --insecure-software-keys exclude each other")}
+	}
 	file, err := a.loadConfig()
 	if err != nil {
 		return s, err

@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/base64"
+	"errors"
 
 	"github.com/spf13/cobra"
 
@@ -22,6 +23,9 @@ Ed25519 signs in the Mesh's form (--mode mesh: dom2 with an empty context) unles
 pure is given; RSA in PKCS #1 v1.5 unless --mode pss is given. ECDSA signatures are ASN.1 DER.`,
 		Args: args(cobra.MaximumNArgs(1)),
 		RunE: func(c *cobra.Command, files []string) error {
+			if raw && a.json {
+				return usageError{errors.New("--raw and --json exclude each other")}
+			}
 			message, err := a.read(optional(files), maxDocument)
 			if err != nil {
 				return err
@@ -43,7 +47,6 @@ pure is given; RSA in PKCS #1 v1.5 unless --mode pss is given. ECDSA signatures 
 	c.Flags().StringVar(&key, "key", "", "`UDF` of the key")
 	c.Flags().StringVar(&mode, "mode", "", "mesh or pure (Ed25519), pss (RSA)")
 	c.Flags().BoolVar(&raw, "raw", false, "write the octets of the signature")
-	c.MarkFlagsMutuallyExclusive("raw", "json")
 	required(c, "key")
 	return c
 }
