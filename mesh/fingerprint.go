@@ -4,6 +4,7 @@ import (
 	"crypto/x509"
 	"encoding/asn1"
 	"fmt"
+	"slices"
 
 	"github.com/mesh-agent/mesh-agent/token"
 )
@@ -122,13 +123,41 @@ func Fingerprint(pub token.PublicKey, g Generation) (string, error) {
 }
 
 // FullFingerprint returns all 104 characters of a public key's UDF without dashes. A key
-// id names the key if NormalizeKeyID of it is a prefix of this, in either generation.
+// id names the key if NormalizeKeyID of it is a prefix of one of its Aliases.
 func FullFingerprint(pub token.PublicKey, g Generation) (string, error) {
 	octets, err := FingerprintOctets(pub, g)
 	if err != nil {
 		return "", err
 	}
 	return base32Text(octets), nil
+}
+
+// Aliases returns FullFingerprint in each generation, without repetition: every name by
+// which the key may be asked for. An RSA key has a second one although its fingerprint is
+// the same in both generations here: the reference code of G2 leaves the NULL parameters
+// out, and its published KeyData bears a Udf over that.
+func Aliases(pub token.PublicKey) ([]string, error) {
+	var out []string
+	for _, g := range []Generation{G1, G2} {
+		full, err := FullFingerprint(pub, g)
+		if err != nil {
+			return nil, err
+		}
+		if !slices.Contains(out, full) {
+			out = append(out, full)
+		}
+	}
+	if pub.Algorithm.RSABits() != 0 {
+		der, err := asn1.Marshal(keyInfo{
+			algorithmIdentifier{Algorithm: asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 1, 1}}, // rsaEncryption
+			asn1.BitString{Bytes: pub.Octets, BitLength: 8 * len(pub.Octets)},
+		})
+		if err != nil {
+			return nil, fmt.Errorf("encode key info: %w", err)
+		}
+		out = append(out, base32Text(ContentDigest(der, ContentTypePKIXKey)))
+	}
+	return out, nil
 }
 
 // OIDUDF returns the public key itself as text: O..., the G1 key info.

@@ -154,11 +154,11 @@ func (k *KeyData) checkUdf(pub token.PublicKey) error {
 	if err != nil {
 		return fmt.Errorf("KeyData Udf: %w: %w", token.ErrBadKey, err)
 	}
-	for _, g := range []Generation{G1, G2} {
-		full, err := FullFingerprint(pub, g)
-		if err != nil {
-			return err
-		}
+	aliases, err := Aliases(pub)
+	if err != nil {
+		return err
+	}
+	for _, full := range aliases {
 		if strings.HasPrefix(full, id) {
 			return nil
 		}
@@ -225,7 +225,7 @@ func MarshalKeyDataScalar(a token.Algorithm, scalar []byte) ([]byte, error) {
 }
 
 // PrivateKey returns the key of PrivateKeyECDH or PrivateKeyRSA, whichever is set. For
-// PrivateKeyUDF use its Seed. The caller wipes the result. The error wraps token.ErrBadKey.
+// PrivateKeyUDF use Seed. The caller wipes the result. The error wraps token.ErrBadKey.
 func (p *PrivateParameters) PrivateKey() (*token.PrivateKey, error) {
 	if err := p.check(); err != nil {
 		return nil, err
@@ -237,6 +237,18 @@ func (p *PrivateParameters) PrivateKey() (*token.PrivateKey, error) {
 		return p.PrivateKeyRSA.privateKey()
 	}
 	return nil, fmt.Errorf("no key but a seed is given: %w", token.ErrBadKey)
+}
+
+// Seed returns the seed of PrivateKeyUDF; for other keys use PrivateKey. The caller wipes
+// it. The error wraps token.ErrBadKey.
+func (p *PrivateParameters) Seed() (*Seed, error) {
+	if err := p.check(); err != nil {
+		return nil, err
+	}
+	if p.PrivateKeyUDF == nil {
+		return nil, fmt.Errorf("no seed is given: %w", token.ErrBadKey)
+	}
+	return p.PrivateKeyUDF.seed()
 }
 
 // check says whether exactly one supported member is set.

@@ -131,8 +131,8 @@ func GenerateSeed(rand io.Reader, id SeedID) (*Seed, error) {
 	return &Seed{octets: octets}, nil
 }
 
-// Seed returns the seed, after a check of KeyType. The caller wipes it.
-func (k *PrivateKeyUDF) Seed() (*Seed, error) {
+// seed returns the seed, after a check of KeyType.
+func (k *PrivateKeyUDF) seed() (*Seed, error) {
 	s, err := ParseSeed(k.PrivateValue)
 	if err != nil {
 		return nil, err

@@ -227,7 +227,7 @@ const (
 )
 
 // NormalizeKeyID returns a key identifier in upper case and without dashes: a prefix of
-// FullFingerprint, if there is such a key. Fewer than 28 characters, more than the 104 of
+// one of the Aliases of the key, if there is one. Fewer than 28 characters, more than the 104 of
 // a whole digest, and characters outside Base32 are errors.
 func NormalizeKeyID(id string) (string, error) {
 	out := strings.ReplaceAll(id, "-", "")
