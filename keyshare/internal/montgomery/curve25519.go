@@ -221,16 +221,13 @@ func sqrt25519(z, x *fp.Elt) bool {
 
 // isSquare25519 tells whether x, which is not 0, is a square.
 func isSquare25519(x *fp.Elt) bool {
-	var t, x11 fp.Elt
-	pow250(&t, &x11, x) // t = x^(2^254 - 10) = x^((p-1)/2)
-	fp.Sqr(&t, &t)
-	fp.Sqr(&t, &t)
-	fp.Mul(&t, &t, x)
-	fp.Sqr(&t, &t)
-	fp.Mul(&t, &t, x)
-	fp.Sqr(&t, &t)
-	fp.Modp(&t)
-	return t == one25519
+	fp.Modp(x)
+	p := fp.P()
+	if symbol := legendre(x[:], p[:]); symbol != 0 {
+		return symbol > 0
+	}
+	var root fp.Elt
+	return sqrt25519(&root, x)
 }
 
 // pow250 sets z = x^(2^250 - 1) and x11 = x^11.

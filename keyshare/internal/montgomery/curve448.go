@@ -145,8 +145,19 @@ func (curve448) lift(v, u *fp.Elt) error {
 	fp.Add(&s, &t, &two448)
 	fp.Add(&t, &t, &a448)
 	fp.Mul(&t, &t, &s)
-	if !fp.InvSqrt(&s, &t, &one448) {
+	if !isSquare448(&t) {
 		return badpoint.Torsion
 	}
 	return nil
+}
+
+// isSquare448 tells whether x, which is not 0, is a square.
+func isSquare448(x *fp.Elt) bool {
+	fp.Modp(x)
+	p := fp.P()
+	if symbol := legendre(x[:], p[:]); symbol != 0 {
+		return symbol > 0
+	}
+	var root fp.Elt
+	return fp.InvSqrt(&root, x, &one448)
 }
