@@ -76,6 +76,16 @@ func Open(ctx context.Context, o Options) (*Token, error) {
 			return nil, err
 		}
 	}
+	t := newToken(o)
+	if _, err := do(ctx, t, "open "+o.Device, func(*device) (struct{}, error) { return struct{}{}, nil }); err != nil {
+		t.interrupt()
+		return nil, errors.Join(err, t.Close())
+	}
+	return t, nil
+}
+
+// newToken starts the worker of a TPM that is not connected yet.
+func newToken(o Options) *Token {
 	life, interrupt := context.WithCancel(context.Background())
 	t := &Token{
 		requests: make(chan *request), quit: make(chan struct{}),
@@ -84,11 +94,7 @@ func Open(ctx context.Context, o Options) (*Token, error) {
 	t.info.Store(&token.Info{Name: "tpm", Kind: "tpm", Parallel: 1, State: token.StateAbsent, Protection: token.ProtectionToken})
 	w := &worker{token: t, options: o, life: life}
 	go w.loop()
-	if _, err := do(ctx, t, "open "+o.Device, func(*device) (struct{}, error) { return struct{}{}, nil }); err != nil {
-		t.interrupt()
-		return nil, errors.Join(err, t.Close())
-	}
-	return t, nil
+	return t
 }
 
 // Info describes the TPM as it was last seen.

@@ -1,6 +1,7 @@
 package tpm
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -9,6 +10,7 @@ import (
 	"slices"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-tpm/tpm2"
@@ -491,51 +493,88 @@ func TestNonsense(t *testing.T) {
 	}
 }
 
-// TestBusy has a TPM that asks for patience twice, and one that never stops asking.
+// TestBusy has a TPM that asks for patience a few times, and one that never stops asking.
 func TestBusy(t *testing.T) {
 	t.Parallel()
 	for _, rc := range []tpm2.TPMRC{tpm2.TPMRCRetry, tpm2.TPMRCTesting, tpm2.TPMRCYielded, tpm2.TPMRCNVRate} {
-		left := 2
-		here, err := script(t, func([]byte) []byte {
-			if left--; left >= 0 {
-				return response(rc)
+		synctest.Test(t, func(t *testing.T) {
+			left := 5
+			dial := script(t, func([]byte) []byte {
+				if left--; left >= 0 {
+					return response(rc)
+				}
+				return response(tpm2.TPMRCSuccess)
+			})
+			s, err := dial(t.Context())
+			if err != nil {
+				t.Fatal(err)
 			}
-			return response(0)
-		})(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
-		l := &link{stream: here, timeout: time.Minute, life: t.Context()}
-		got, err := l.Send(make([]byte, 10))
-		if err != nil || string(got) != string(response(0)) {
-			t.Errorf("Send: %x, %v", got, err)
-		}
+			defer s.Close()
+			l := &link{stream: s, timeout: time.Minute, life: t.Context()}
+			got, err := l.Send(make([]byte, headerLen))
+			if err != nil || string(got) != string(response(tpm2.TPMRCSuccess)) {
+				t.Errorf("Send: %x, %v", got, err)
+			}
+		})
 	}
-	_, err := Open(t.Context(), Options{
-		dial:    script(t, func([]byte) []byte { return response(tpm2.TPMRCRetry) }),
-		Timeout: 20 * time.Millisecond,
-	})
-	if !errors.Is(err, token.ErrAbsent) || !errors.Is(err, tpm2.TPMRCRetry) {
-		t.Errorf("Open of a TPM that is always busy: %v, want ErrAbsent and TPM_RC_RETRY", err)
+	for _, timeout := range []time.Duration{time.Nanosecond, time.Second, time.Minute} {
+		synctest.Test(t, func(t *testing.T) {
+			dial := script(t, func([]byte) []byte { return response(tpm2.TPMRCRetry) })
+			_, err := Open(t.Context(), Options{dial: dial, Timeout: timeout})
+			if !errors.Is(err, token.ErrAbsent) {
+				t.Errorf("Open of a TPM that is always busy: %v, want ErrAbsent", err)
+			}
+			if timeout > time.Millisecond && !errors.Is(err, tpm2.TPMRCRetry) {
+				t.Errorf("Open of a TPM that is always busy: %v, want TPM_RC_RETRY", err)
+			}
+		})
 	}
 }
 
 // TestSilent has a TPM that does not answer: the timeout, the caller's context and Close
-// each end the wait.
+// each end the wait, in their time.
 func TestSilent(t *testing.T) {
 	t.Parallel()
-	silent := script(t, func([]byte) []byte { return nil })
-	if _, err := Open(t.Context(), Options{dial: silent, Timeout: time.Millisecond}); !errors.Is(err, token.ErrAbsent) {
-		t.Errorf("Open: %v, want ErrAbsent", err)
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	asked := make(chan struct{}, 1)
-	go func() { <-asked; cancel() }()
-	dial := script(t, func([]byte) []byte { asked <- struct{}{}; return nil })
-	if _, err := Open(ctx, Options{dial: dial}); !errors.Is(err, context.Canceled) {
-		t.Errorf("Open: %v, want Canceled", err)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		begin := time.Now()
+		_, err := Open(t.Context(), Options{dial: script(t, silence), Timeout: 3 * time.Second})
+		if !errors.Is(err, token.ErrAbsent) || time.Since(begin) != 3*time.Second {
+			t.Errorf("Open after %v: %v, want ErrAbsent after 3 s", time.Since(begin), err)
+		}
+	})
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		begin := time.Now()
+		_, err := Open(ctx, Options{dial: script(t, silence)})
+		if !errors.Is(err, context.DeadlineExceeded) || time.Since(begin) != time.Second {
+			t.Errorf("Open after %v: %v, want DeadlineExceeded after 1 s", time.Since(begin), err)
+		}
+	})
 }
+
+// TestCloseSilent closes a token whose TPM stopped answering in mid-operation.
+func TestCloseSilent(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		tok := newToken(Options{dial: script(t, silence), Timeout: time.Hour})
+		result := make(chan error)
+		go func() {
+			_, err := do(t.Context(), tok, "wait", func(*device) (struct{}, error) { return struct{}{}, nil })
+			result <- err
+		}()
+		synctest.Wait()
+		begin := time.Now()
+		if err := tok.Close(); err != nil || time.Since(begin) != closeGrace {
+			t.Errorf("Close after %v: %v, want nil after %v", time.Since(begin), err, closeGrace)
+		}
+		if err := <-result; !errors.Is(err, token.ErrAbsent) {
+			t.Errorf("operation: %v, want ErrAbsent", err)
+		}
+	})
+}
+
+func silence([]byte) []byte { return nil }
 
 // TestAbandon ends the context of an operation whose command is under way: the caller
 // is free at once, the TPM stays in order.
@@ -568,30 +607,6 @@ func TestAbandon(t *testing.T) {
 	}
 	close(release)
 	sign(t, k)
-}
-
-func TestBlob(t *testing.T) {
-	t.Parallel()
-	tok := open(t, Options{Device: tpmtest.Start(t).Device()})
-	req := generate(t, tok, token.P256, token.UseSign)
-	b, err := decodeBlob(req.Handle)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !b.public.Equal(req.Public) || b.purpose != purposeSign || b.parent != ownerSRK {
-		t.Errorf("decoded %+v", b)
-	}
-	if _, err := decodeBlob(make([]byte, maxHandle+1)); err == nil {
-		t.Error("an endless key file is taken")
-	}
-	b.parent = 0x81000002
-	other, err := b.encode()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := decodeBlob(other); err == nil {
-		t.Error("a key under another parent is taken")
-	}
 }
 
 func BenchmarkSign(b *testing.B) {
@@ -650,4 +665,106 @@ func benchmarkKey(b *testing.B, a token.Algorithm, u token.Use) (*recorder, toke
 	k := openKey(b, tok, generate(b, tok, a, u))
 	r.take()
 	return r, k
+}
+
+// tamperer changes the responses to one command.
+type tamperer struct {
+	stream
+	command tpm2.TPMCC
+	tamper  func(response []byte)
+	last    tpm2.TPMCC
+}
+
+func (s *tamperer) Write(b []byte) (int, error) {
+	s.last = tpm2.TPMCC(binary.BigEndian.Uint32(b[6:]))
+	return s.stream.Write(b)
+}
+
+func (s *tamperer) Read(b []byte) (int, error) {
+	n, err := s.stream.Read(b)
+	if err == nil && s.last == s.command {
+		s.tamper(b[:n])
+	}
+	return n, err
+}
+
+// TestFault has a TPM, or something between, return wrong results.
+func TestFault(t *testing.T) {
+	t.Parallel()
+	s := tpmtest.Start(t)
+	plain := open(t, Options{Device: s.Device()})
+	signer, agreer := generate(t, plain, token.P256, token.UseSign), generate(t, plain, token.P256, token.UseAgree)
+	plain.Close()
+	middle := func(b []byte) { b[30] ^= 1 }
+	for _, c := range []struct {
+		name    string
+		command tpm2.TPMCC
+		tamper  func([]byte)
+		operate func(*Token) error
+	}{
+		{"signature", tpm2.TPMCCSign, middle, func(tok *Token) error {
+			_, err := openKey(t, tok, signer).(token.Signer).Sign(t.Context(), tokentest.DefaultSignRequest(token.P256, nil))
+			return err
+		}},
+		{"point", tpm2.TPMCCECDHZGen, middle, func(tok *Token) error {
+			req := token.AgreeRequest{Peer: keyshare.BasePoint(keyshare.P256).Bytes()}
+			_, err := openKey(t, tok, agreer).(token.PointAgreer).AgreePoint(t.Context(), req)
+			return err
+		}},
+		{"Name", tpm2.TPMCCLoad, middle, func(tok *Token) error {
+			_, err := tok.Open(t.Context(), signer)
+			return err
+		}},
+		{"attributes of a new key", tpm2.TPMCCCreate, func(b []byte) {
+			i := bytes.Index(b, []byte{0, 0x23, 0, 0x0b}) // TPM_ALG_ECC, TPM_ALG_SHA256
+			b[i+5] ^= 6                                   // sign instead of decrypt
+		}, func(tok *Token) error {
+			_, err := tok.Generate(t.Context(), token.GenerateRequest{Algorithm: token.P256, Use: token.UseAgree})
+			return err
+		}},
+	} {
+		dial, err := parseDevice(s.Device())
+		if err != nil {
+			t.Fatal(err)
+		}
+		tok := open(t, Options{dial: func(ctx context.Context) (stream, error) {
+			st, err := dial(ctx)
+			return &tamperer{stream: st, command: c.command, tamper: c.tamper}, err
+		}})
+		if err := c.operate(tok); !errors.Is(err, token.ErrFault) {
+			t.Errorf("wrong %s: %v, want ErrFault", c.name, err)
+		}
+		tok.Close()
+	}
+}
+
+// TestSignRefusals has the TPM refuse to sign for each of several reasons.
+func TestSignRefusals(t *testing.T) {
+	t.Parallel()
+	for rc, want := range map[tpm2.TPMRC]error{
+		tpm2.TPMRCHash:     token.ErrUnsupported,
+		tpm2.TPMRCScheme:   token.ErrUnsupported,
+		tpm2.TPMRCLockout:  token.ErrLockedOut,
+		tpm2.TPMRCBadAuth:  token.ErrAuthNeeded,
+		tpm2.TPMRCAuthFail: token.ErrAuthNeeded,
+		tpm2.TPMRCFailure:  token.ErrAbsent,
+	} {
+		dial, err := parseDevice(tpmtest.Start(t).Device())
+		if err != nil {
+			t.Fatal(err)
+		}
+		tok := open(t, Options{dial: func(ctx context.Context) (stream, error) {
+			st, err := dial(ctx)
+			return &tamperer{stream: st, command: tpm2.TPMCCSign, tamper: func(b []byte) {
+				copy(b, response(rc))
+				clear(b[headerLen:])
+				binary.BigEndian.PutUint32(b[2:], uint32(len(b)))
+			}}, err
+		}})
+		k := openKey(t, tok, generate(t, tok, token.P256, token.UseSign))
+		_, err = k.(token.Signer).Sign(t.Context(), tokentest.DefaultSignRequest(token.P256, nil))
+		if !errors.Is(err, want) || !errors.Is(err, rc) {
+			t.Errorf("Sign answered with 0x%x: %v, want %v", uint32(rc), err, want)
+		}
+	}
 }
