@@ -6,10 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"reflect"
 	"strings"
 
-	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/mesh-agent/mesh-agent/internal/strictjson"
@@ -126,42 +124,15 @@ func decode(tag string, body strictjson.Value, v any) error {
 	return nil
 }
 
-// memberError says in the protocol's words what the JSON library found.
+// memberError puts the member's name first. The name is that of the outermost member,
+// with the way to the inner one after it.
 func memberError(tag string, err error) error {
-	var semantic *json.SemanticError
-	if !errors.As(err, &semantic) {
-		return malformed(tag, "not well-formed JSON")
+	var at *strictjson.Error
+	if !errors.As(err, &at) {
+		return malformed(tag, "malformed")
 	}
-	member := strings.ToValidUTF8(strings.ReplaceAll(strings.TrimPrefix(string(semantic.JSONPointer), "/"), "/", "."), "")
-	if member == "" {
-		member = tag
+	if member := strings.ReplaceAll(strings.TrimPrefix(at.Path, "/"), "/", "."); member != "" {
+		tag = member
 	}
-	if len(member) > 100 {
-		member = strings.ToValidUTF8(member[:100], "") + "..."
-	}
-	return malformed(member, "%s", expectation(semantic))
-}
-
-func expectation(e *json.SemanticError) string {
-	switch {
-	case errors.Is(e.Err, json.ErrUnknownName):
-		return "unknown member"
-	case e.GoType == nil:
-		return "malformed"
-	case e.GoType == reflect.TypeFor[strictjson.Binary]():
-		return "base64url text without padding expected"
-	}
-	switch e.GoType.Kind() {
-	case reflect.String:
-		return "text expected"
-	case reflect.Int:
-		return "integer expected"
-	case reflect.Bool:
-		return "true or false expected"
-	case reflect.Slice:
-		return "list expected"
-	case reflect.Struct, reflect.Pointer:
-		return "object expected"
-	}
-	return "malformed"
+	return malformed(tag, "%s", at.Reason)
 }
