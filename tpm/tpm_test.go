@@ -319,8 +319,46 @@ func TestRestart(t *testing.T) {
 	}
 }
 
-// TestReset resets the TPM behind a connection that stays: all handles become stale.
-func TestReset(t *testing.T) {
+// TestRestartUnderLoad restarts the TPM again and again in mid-operation: each operation succeeds or
+// finds no TPM.
+func TestRestartUnderLoad(t *testing.T) {
+	t.Parallel()
+	s := tpmtest.Start(t)
+	tok := open(t, Options{Device: s.Device()})
+	keys := []token.Key{
+		openKey(t, tok, generate(t, tok, token.P256, token.UseSign)),
+		openKey(t, tok, generate(t, tok, token.P256, token.UseSSH)),
+		openKey(t, tok, generate(t, tok, token.P256, token.UseSign)),
+	}
+	stop := make(chan struct{})
+	var group sync.WaitGroup
+	for _, k := range keys {
+		group.Go(func() {
+			for {
+				_, err := k.(token.Signer).Sign(t.Context(), tokentest.DefaultSignRequest(token.P256, nil))
+				if err != nil && !errors.Is(err, token.ErrAbsent) {
+					t.Errorf("Sign: %v, want ErrAbsent", err)
+				}
+				select {
+				case <-stop:
+					return
+				default:
+				}
+			}
+		})
+	}
+	for range 10 {
+		s.Restart()
+	}
+	close(stop)
+	group.Wait()
+	for _, k := range keys {
+		sign(t, k)
+	}
+}
+
+// TestStaleOwnHandle makes a handle stale behind the back of the connection, as a TPM reset does.
+func TestStaleOwnHandle(t *testing.T) {
 	t.Parallel()
 	s := tpmtest.Start(t)
 	r := newRecorder(t, s.Device())

@@ -128,7 +128,7 @@ func (t *TPM) wait() {
 			c.Close()
 			return
 		}
-		if !errors.Is(err, os.ErrNotExist) && !errors.Is(err, syscall.ECONNREFUSED) {
+		if !errors.Is(err, os.ErrNotExist) && !errors.Is(err, syscall.ECONNREFUSED) && !errors.Is(err, syscall.EAGAIN) {
 			t.tb.Fatalf("connect to swtpm: %v", err)
 		}
 		select {
