@@ -78,7 +78,7 @@ func (s *Snapshot) Find(keyID string) (*Entry, error) {
 }
 
 // FindPublic returns the key with this public key, or token.ErrNotFound. The sign of an
-// X25519 or X448 key does not matter.
+// X25519 key does not matter.
 func (s *Snapshot) FindPublic(pub token.PublicKey) (*Entry, error) {
 	if x, ok := s.index[pub.Index()]; ok {
 		return x.entry.Load(), nil
