@@ -152,6 +152,10 @@ func firstSeed(ctx context.Context, conn *client.Client, tries []attempt, partia
 			break
 		}
 	}
+	var status *client.StatusError
+	if errors.As(refusal, &status) && status.Status == 400 {
+		return nil, hint(refusal, "if the key is a share, add the agreements of the other holders by --partial")
+	}
 	return nil, refusal
 }
 

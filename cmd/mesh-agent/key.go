@@ -107,7 +107,7 @@ func udf(key mesh.KeyInfo, g mesh.Generation) string {
 
 func (a *app) printUdf(key mesh.KeyInfo, g mesh.Generation) error {
 	if a.json {
-		return a.printJSON(struct{ Udf string }{udf(key, g)})
+		return a.print([]byte(`{"Udf":"` + udf(key, g) + "\"}\n"))
 	}
 	return a.print([]byte(udf(key, g) + "\n"))
 }

@@ -26,6 +26,7 @@ even where single operations failed: their results say so.`,
 			if err != nil {
 				return err
 			}
+			defer clear(request) // it may hold a key or a PIN
 			return a.with(c.Context(), func(conn *client.Client) error {
 				response, err := conn.RawOperate(c.Context(), request)
 				if err != nil {

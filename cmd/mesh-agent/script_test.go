@@ -11,12 +11,15 @@ import (
 	"os/exec"
 	"os/user"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/mesh-agent/mesh-agent/tpm/tpmtest"
 )
 
 func TestMain(m *testing.M) {
@@ -29,7 +32,7 @@ func TestMain(m *testing.M) {
 //	agent NAME [FLAG...]   run "mesh-agent serve" in folder NAME until the script ends or "stop NAME";
 //	                       $NAME is then its socket
 //	stop NAME              interrupt it and wait; it must end well
-//	swtpm NAME             run a TPM simulator at the socket NAME
+//	swtpm VAR              run a TPM simulator until the script ends; $VAR is what --tpm takes
 //	capture VAR            put what the last command printed in an environment variable
 //	sshd                   write sshd_config and ssh_config here, for a login by "ssh -F ssh_config here"
 //	activate SOCKET...     run "mesh-agent serve" by systemd-socket-activate; further words after -- are its flags
@@ -43,7 +46,7 @@ func TestScript(t *testing.T) {
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
 			"agent":    startAgent,
 			"stop":     stopAgent,
-			"swtpm":    startSWTPM,
+			"swtpm":    startTPM,
 			"capture":  capture,
 			"sshd":     writeSSHD,
 			"activate": activate,
@@ -62,12 +65,19 @@ type background struct {
 // start runs c until the script ends, or stop.
 func start(ts *testscript.TestScript, name string, c *exec.Cmd) *background {
 	d := &background{log: ts.MkAbs(name + ".log"), done: make(chan struct{})}
-	ts.Check(c.Start())
-	d.process = c.Process
+	started := make(chan error)
 	go func() {
+		runtime.LockOSThread() // Pdeathsig acts when the thread that started the process ends
+		defer runtime.UnlockOSThread()
 		defer close(d.done)
-		d.err = c.Wait()
+		err := c.Start()
+		started <- err
+		if err == nil {
+			d.err = c.Wait()
+		}
 	}()
+	ts.Check(<-started)
+	d.process = c.Process
 	ts.Value(daemonsKey{}).(map[string]*background)[name] = d
 	ts.Defer(func() { d.stop() })
 	return d
@@ -82,7 +92,11 @@ func (d *background) stop() error {
 	return d.err
 }
 
-type daemonsKey struct{}
+// Keys of the values that a script carries.
+type (
+	daemonsKey struct{}
+	testingKey struct{}
+)
 
 // setupScript gives the script its own home and the published test data as $DATA.
 func setupScript(env *testscript.Env) error {
@@ -91,6 +105,7 @@ func setupScript(env *testscript.Env) error {
 		return err
 	}
 	env.Values[daemonsKey{}] = map[string]*background{}
+	env.Values[testingKey{}] = env.T().(testing.TB)
 	env.Setenv("DATA", data)
 	env.Setenv("HOME", env.WorkDir)
 	env.Setenv("PATH", env.Getenv("PATH")+":/usr/sbin:/sbin")
@@ -187,26 +202,12 @@ func stopAgent(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-// startSWTPM runs a TPM simulator. It forks when its socket is there.
-func startSWTPM(ts *testscript.TestScript, neg bool, args []string) {
+// startTPM runs a TPM simulator.
+func startTPM(ts *testscript.TestScript, neg bool, args []string) {
 	if len(args) != 1 || neg {
-		ts.Fatalf("usage: swtpm NAME")
+		ts.Fatalf("usage: swtpm VAR")
 	}
-	state := ts.MkAbs(args[0] + ".state")
-	ts.Check(os.MkdirAll(state, 0o700))
-	pidFile := filepath.Join(state, "pid")
-	c := command(ts, "swtpm", "socket", "--tpm2", "--tpmstate", "dir="+state,
-		"--server", "type=unixio,path="+ts.MkAbs(args[0]), "--ctrl", "type=unixio,path="+ts.MkAbs(args[0])+".ctrl",
-		"--flags", "not-need-init,startup-clear", "--daemon", "--pid", "file="+pidFile)
-	if out, err := c.CombinedOutput(); err != nil {
-		ts.Fatalf("start swtpm: %v\n%s", err, out)
-	}
-	text, err := os.ReadFile(pidFile)
-	ts.Check(err)
-	var pid int
-	_, err = fmt.Sscan(string(text), &pid)
-	ts.Check(err)
-	ts.Defer(func() { syscall.Kill(pid, syscall.SIGTERM) })
+	ts.Setenv(args[0], tpmtest.Start(ts.Value(testingKey{}).(testing.TB)).Device())
 }
 
 func capture(ts *testscript.TestScript, neg bool, args []string) {
