@@ -393,8 +393,11 @@ func hexText(s string) ([]byte, error) {
 }
 
 func FuzzParseEnvelope(f *testing.F) {
+	// Published headers with short bodies: long inputs would be minimised for a minute each.
 	for _, name := range fixtures(f, "dare-unwrap-*.json") {
-		f.Add([]byte(load[unwrapFixture](f, name).Input.Envelope))
+		e := must(ParseEnvelope(load[unwrapFixture](f, name).Input.Envelope))
+		e.Body = e.Body[:aes.BlockSize]
+		f.Add(must(e.Marshal()))
 	}
 	f.Add([]byte(`[{"Future":{},"Salt":"AA","recipients":[{}]},"",{"PayloadDigest":"AAAA"}]`))
 	f.Fuzz(func(t *testing.T, data []byte) {
