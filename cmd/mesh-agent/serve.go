@@ -150,7 +150,11 @@ func notify(state string) error {
 // openKeyring opens the key records, which locks them, and then the tokens.
 func (a *app) openKeyring(ctx context.Context, s settings, log *slog.Logger) (*keyring.Keyring, error) {
 	records, err := store.Open(s.state)
-	if err != nil {
+	var locked *store.LockedError
+	switch {
+	case errors.As(err, &locked):
+		return nil, hint(err, "stop the other agent, or choose another folder by --state")
+	case err != nil:
 		return nil, err
 	}
 	tokens, err := a.openTokens(ctx, s, log)
