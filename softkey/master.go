@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"os"
 
 	"filippo.io/age"
 	"filippo.io/age/armor"
@@ -42,8 +43,12 @@ const (
 )
 
 // Exists reports whether the folder dir holds a master key, and so whether Open will open
-// one or make one. A folder that is missing holds none.
+// one or make one, for which a passphrase is better asked twice. It changes nothing; a
+// folder that is missing holds none.
 func Exists(dir string) (bool, error) {
+	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
 	folder, err := durable.OpenFolder(dir)
 	if err != nil {
 		return false, err

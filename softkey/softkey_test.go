@@ -92,6 +92,9 @@ func TestKinds(t *testing.T) {
 			if there, err := Exists(dir); there || err != nil {
 				t.Errorf("Exists: %v, %v", there, err)
 			}
+			if _, err := os.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
+				t.Error("Exists made the folder")
+			}
 			openToken(t, dir, c.first)
 			before := readFolder(t, dir)
 			if there, err := Exists(dir); !there || err != nil {
