@@ -45,13 +45,13 @@ func (curve25519) mul(z, x, y *fp.Elt)      { fp.Mul(z, x, y) }
 func (curve25519) inv(z, x *fp.Elt)         { fp.Inv(z, x) }
 func (curve25519) cmov(z, x *fp.Elt, b int) { fp.Cmov(z, x, uint(b)) }
 
-// ladder is the Montgomery ladder of RFC 7748, section 5. Where that swaps the two points,
-// this selects the one to double: the sum does not depend on their order.
+// ladder is the Montgomery ladder of RFC 7748, section 5, over all bits of k. It is written once
+// for each field: through the curve interface it would take a tenth longer.
 func (curve25519) ladder(r *ladder[fp.Elt], k []byte, u *fp.Elt) {
 	var t0, t1 fp.Elt
 	r.x2, r.z2, r.x3, r.z3 = one25519, fp.Elt{}, *u, one25519
 	previous := uint(0)
-	for i := 254; i >= 0; i-- {
+	for i := 8*fp.Size - 1; i >= 0; i-- {
 		bit := uint(k[i/8]>>(i%8)) & 1
 		step25519(r, &t0, &t1, u, bit^previous)
 		previous = bit
@@ -61,7 +61,10 @@ func (curve25519) ladder(r *ladder[fp.Elt], k []byte, u *fp.Elt) {
 }
 
 // step25519 adds the two points of r and doubles one of them, the second if swap is 1. The
-// double becomes the first point and the sum the second.
+// double becomes the first point, the sum the second. Where RFC 7748 swaps the points, this
+// selects the one to double: the sum does not depend on their order.
+//
+// The addition and the doubling are interleaved, for the processor to work on both at once.
 func step25519(r *ladder[fp.Elt], t0, t1, u *fp.Elt, swap uint) {
 	fp.AddSub(&r.x2, &r.z2)
 	fp.AddSub(&r.x3, &r.z3)
@@ -112,23 +115,7 @@ func mulAdd25519(z, x, y *fp.Elt) {
 	binary.LittleEndian.PutUint64(z[24:], l3)
 }
 
-// lift25519 computes v and decides membership in the subgroup of prime order.
-//
-// P has prime order if and only if it is 8*Q for a rational Q. Multiplication by 4 is an
-// isogeny from the curve to E4, its quotient by the points of order 4, followed by one back.
-// The second has a kernel of four rational points, and its preimages of P = (u, v) are
-// found from a fourth root a of (v - V*u)^2 / u, which is the Tate pairing of P with (1, V),
-// V^2 = A + 2. So P is 4*Q if and only if that is a fourth power; p = 5 modulo 8 makes
-// this root one exponentiation. With y = a + (u-1)/a and y' = a - (u-1)/a the curve E4 is
-//
-//	y'^2 * (y^2 + A + 2) = (A + 2) * (y^2 + 4),
-//
-// and its points of order 2 are differences of the points y = 2i, -2i, iV, -iV, i^2 = -1.
-// (y - 2i)*(y + iV) modulo squares therefore is a homomorphism from E4, a function of order 2
-// that is trivial on the kernel, so that every choice of a gives the same, and that is not
-// trivial on preimages of 4*T, T of order 8. So P is 8*Q if and only if this is a square.
-//
-// Here alpha = a*u, which needs no division.
+// lift takes two exponentiations, one for v and one in isPrimeOrder25519.
 func (curve25519) lift(v, u *fp.Elt) error {
 	if isLowOrder25519(u) {
 		return badpoint.LowOrder
@@ -167,7 +154,35 @@ func isLowOrder25519(u *fp.Elt) bool {
 	return *u == fp.Elt{} || *u == one25519 || fp.IsZero(&d)
 }
 
-// isPrimeOrder25519 is the test that lift explains. The order of (u, v) does not divide 8.
+// isPrimeOrder25519 tells whether P = (u, v), whose order does not divide 8, has prime order.
+//
+// The rational points form a cyclic group of 8*L elements. So P has order L if and only if it
+// is 8 times a rational point, and that is decided in two descents. Let V^2 = A + 2, i^2 = -1.
+//
+// First, is P four times a rational point? The curve has an isogeny to its quotient E4 by
+// the points of order 4, (1, V) and (1, -V), and the dual isogeny leads back; together they
+// multiply by 4. The kernel of the dual has four points, all rational because p is 1 modulo 4,
+// so its image has index 4 and is what we look for. By the Tate pairing with (1, V) the image
+// consists of the P for which
+//
+//	a^4 = (v - V*u)^2 / u
+//
+// has a solution, and the solutions a are the preimages of P. As p - 1 is 4 times an odd number,
+// m, a fourth power x has the fourth root x^((m+1)/4), (m+1)/4 = 2^251 - 1.
+//
+// Second, is one of these preimages twice a rational point of E4, up to the kernel? With
+// y = a + (u-1)/a and y' = a - (u-1)/a, E4 is
+//
+//	y'^2 * (y^2 + A + 2) = (A + 2) * (y^2 + 4),
+//
+// on which the function y has degree 2 and ramifies where y is 2i, -2i, iV and -iV. So
+// h = (y - 2i)*(y + iV) has a divisor that is twice another one, and is itself a square at the
+// identity, y = infinity: modulo squares, h is a homomorphism from E4 to {1, -1}. It is 1 on
+// the kernel, so that all a give the same result, and it is a homomorphism from the multiples
+// of 4 on the curve. It is not 1 everywhere (with the other sign of V it would not be 1 on
+// the kernel); the tests have points with either value. Hence it is 1 exactly on the multiples of 8.
+//
+// Below, alpha = a*u, which avoids divisions; it changes a^4 and h by squares of squares and squares.
 func isPrimeOrder25519(u, v *fp.Elt) bool {
 	var phi, alpha, t, u2, au, b, l fp.Elt
 	fp.Sqr(&u2, u)
@@ -177,8 +192,7 @@ func isPrimeOrder25519(u, v *fp.Elt) bool {
 	fp.Mul(&phi, &phi, u)
 	fp.Mul(&phi, &phi, &u2)
 
-	var x11 fp.Elt
-	pow250(&alpha, &x11, &phi) // alpha = phi^(2^251 - 1)
+	pow250(&alpha, &t, &phi) // alpha = phi^(2^251 - 1)
 	fp.Sqr(&alpha, &alpha)
 	fp.Mul(&alpha, &alpha, &phi)
 	fp.Sqr(&b, &alpha)
@@ -187,7 +201,7 @@ func isPrimeOrder25519(u, v *fp.Elt) bool {
 	if !fp.IsZero(&t) {
 		return false
 	}
-	// b - 2i*alpha*u and b + iV*alpha*u, where b = alpha^2 + (u-1)*u^2
+	// y = b / (alpha*u), where b = alpha^2 + (u-1)*u^2
 	fp.Sub(&t, u, &one25519)
 	fp.Mul(&t, &t, &u2)
 	fp.Add(&b, &b, &t)
@@ -210,7 +224,7 @@ func sqrt25519(z, x *fp.Elt) bool {
 	fp.Sqr(&r, &r)
 	fp.Sqr(&t, &r)
 	fp.Sub(&t, &t, x)
-	if !fp.IsZero(&t) {
+	if !fp.IsZero(&t) { // r^2 is -x, or x has no root
 		fp.Mul(&r, &r, &i25519)
 	}
 	fp.Sqr(&t, &r)

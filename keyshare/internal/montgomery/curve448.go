@@ -38,12 +38,12 @@ func (curve448) mul(z, x, y *fp.Elt)      { fp.Mul(z, x, y) }
 func (curve448) inv(z, x *fp.Elt)         { fp.Inv(z, x) }
 func (curve448) cmov(z, x *fp.Elt, b int) { fp.Cmov(z, x, uint(b)) }
 
-// ladder is the Montgomery ladder as in [curve25519.ladder].
+// ladder is as that of curve25519.
 func (curve448) ladder(r *ladder[fp.Elt], k []byte, u *fp.Elt) {
 	var t0, t1 fp.Elt
 	r.x2, r.z2, r.x3, r.z3 = one448, fp.Elt{}, *u, one448
 	previous := uint(0)
-	for i := 447; i >= 0; i-- {
+	for i := 8*fp.Size - 1; i >= 0; i-- {
 		bit := uint(k[i/8]>>(i%8)) & 1
 		step448(r, &t0, &t1, u, bit^previous)
 		previous = bit
@@ -52,6 +52,7 @@ func (curve448) ladder(r *ladder[fp.Elt], k []byte, u *fp.Elt) {
 	fp.Cswap(&r.z2, &r.z3, previous)
 }
 
+// step448 is as step25519.
 func step448(r *ladder[fp.Elt], t0, t1, u *fp.Elt, swap uint) {
 	fp.AddSub(&r.x2, &r.z2)
 	fp.AddSub(&r.x3, &r.z3)
@@ -110,8 +111,7 @@ func mulAdd448(z, x, y *fp.Elt) {
 	l0, d := bits.Add64(l0, c, 0) // after a carry l is below h6*(2^224 + 1)
 	l1, d = bits.Add64(l1, 0, d)
 	l2, d = bits.Add64(l2, 0, d)
-	l3, d = bits.Add64(l3, c<<32, d)
-	l4 += d
+	l3 += c<<32 + d
 
 	binary.LittleEndian.PutUint64(z[0:], l0)
 	binary.LittleEndian.PutUint64(z[8:], l1)
@@ -122,13 +122,28 @@ func mulAdd448(z, x, y *fp.Elt) {
 	binary.LittleEndian.PutUint64(z[48:], l6)
 }
 
+// lift takes two exponentiations, for the square roots w of u and s of g = u^2 + A*u + 1, of which
+// v is the product. One of u and g alone being a square means a twist.
+//
+// The rational points form a cyclic group of 4*L elements, so P has order L if and only if it is
+// four times a rational point. P is twice a rational point R if and only if u is a square:
+// that is the image of an isogeny of degree 2, of index 2 as is the set of doubles. R is to be
+// twice a rational point too; its u-coordinate, r, is to be a square. By the doubling formula
+//
+//	r + 1/r = t with t^2 - 4*u*t - 4 - 4*u*A = 0, so t = 2*(u + s) or t = 2*(u - s)
+//
+// A t belongs to a rational r if t^2 - 4 is a square, and this is 4*u*(t + A), so if t + A is
+// a square. Then r is a square if t + 2 is, which is (r + 1)^2 / r. The product of t + A for
+// both t is A^2 - 4, not a square; the product of t + 2 is 4*u*(2 - A), not a square either. So
+// for one t, t + A is a square, and to ask for t + 2 is to ask whether (t + 2)*(t + A) is a square;
+// for the other t both factors change, and the answer is the same. The factors are not 0, for P
+// would then have order 1 or 2.
 func (curve448) lift(v, u *fp.Elt) error {
-	var minusOne, g, w, s, t fp.Elt
-	fp.Neg(&minusOne, &one448)
-	if *u == (fp.Elt{}) || *u == minusOne {
+	var g, w, s, t fp.Elt
+	if isLowOrder448(u) {
 		return badpoint.LowOrder
 	}
-	fp.Add(&g, u, &a448) // g = u^2 + A*u + 1
+	fp.Add(&g, u, &a448)
 	fp.Mul(&g, &g, u)
 	fp.Add(&g, &g, &one448)
 	gIsSquare := fp.InvSqrt(&s, &g, &one448)
@@ -136,19 +151,23 @@ func (curve448) lift(v, u *fp.Elt) error {
 	if gIsSquare != uIsSquare {
 		return badpoint.Twist
 	}
-	if !uIsSquare {
-		return badpoint.Torsion
-	}
 	fp.Mul(v, &w, &s)
 	fp.Add(&t, u, &s)
 	fp.Add(&t, &t, &t)
-	fp.Add(&s, &t, &two448)
+	fp.Add(&g, &t, &two448)
 	fp.Add(&t, &t, &a448)
-	fp.Mul(&t, &t, &s)
-	if !isSquare448(&t) {
+	fp.Mul(&t, &t, &g)
+	if !uIsSquare || !isSquare448(&t) {
 		return badpoint.Torsion
 	}
 	return nil
+}
+
+// isLowOrder448 tells whether the points with this u have order 2, u = 0, or order 4, u = -1.
+func isLowOrder448(u *fp.Elt) bool {
+	var t fp.Elt
+	fp.Add(&t, u, &one448)
+	return *u == fp.Elt{} || fp.IsZero(&t)
 }
 
 // isSquare448 tells whether x, which is not 0, is a square.

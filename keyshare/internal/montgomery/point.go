@@ -30,7 +30,7 @@ type Point25519 = Point[fp25519.Elt, curve25519]
 type Point448 = Point[fp448.Elt, curve448]
 
 // Point is a point (u, v) of prime order on the Montgomery curve C, v^2 = u^3 + A*u^2 + u,
-// over the field with elements E. Points are immutable.
+// over the field with elements E. Points are immutable. The zero value is not a point.
 type Point[E any, C curve[E]] struct {
 	u, v E // reduced
 }
@@ -50,7 +50,7 @@ type curve[E any] interface {
 	cmov(z, x *E, b int) // z = x if b is 1
 
 	// ladder sets r to k*P and (k+1)*P, for P with this u-coordinate, which is not 0.
-	// k has as many octets as a field element and is below 2^255 or 2^448.
+	// k has as many octets as a field element.
 	ladder(r *ladder[E], k []byte, u *E)
 
 	// lift sets v to one of the two v-coordinates that belong to u. It fails, with the
@@ -185,8 +185,9 @@ func (p *Point[E, C]) tangent(numerator, denominator *E) {
 	c.add(denominator, &p.v, &p.v)
 }
 
-// ScalarMult returns k*p for k in little endian, 32 octets below 2^255 or 56 octets. The
-// error is badpoint.Identity if k is a multiple of the order of p. k is neither clamped nor reduced.
+// ScalarMult returns k*p for k in little endian, of 32 or 56 octets and any value: it is
+// neither clamped nor reduced. The error is badpoint.Identity if k is a multiple of the order of p.
+// k remains the caller's, who wipes it.
 func (p *Point[E, C]) ScalarMult(k []byte) (*Point[E, C], error) {
 	var c C
 	a := c.coefficient()

@@ -124,6 +124,12 @@ func (r *reference) littleEndian(x *big.Int) []byte {
 	return b
 }
 
+func (r *reference) fromLittleEndian(b []byte) *big.Int {
+	b = slices.Clone(b)
+	slices.Reverse(b)
+	return new(big.Int).SetBytes(b)
+}
+
 // newRandom returns reproducible randomness: a test that fails, fails again.
 func newRandom(seed uint64) *rand.Rand { return rand.New(rand.NewPCG(seed, 0)) }
 
