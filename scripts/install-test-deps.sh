@@ -12,7 +12,6 @@ need() {
 need swtpm swtpm
 need ssh-keygen openssh-client
 if [ "${1:-}" != demo ]; then
-	need swtpm_setup swtpm-tools
 	need sshd openssh-server
 	need systemd-analyze systemd
 	need systemd-socket-activate systemd

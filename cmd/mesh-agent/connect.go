@@ -13,7 +13,7 @@ import (
 
 // with connects to the agent, does what do does with it, and hangs up.
 func (a *app) with(ctx context.Context, do func(*client.Client) error) error {
-	path, err := a.clientSocket()
+	path, err := a.socketPath()
 	if err != nil {
 		return err
 	}

@@ -70,9 +70,9 @@ func adviceFor(command *cobra.Command, err error) string {
 // adviceForStatus says what to do about an answer that is not 201; see docs/protocol.md.
 var adviceForStatus = map[int]string{
 	400: "check the request; `mesh-agent COMMAND --help` says what it takes",
-	401: "present the PIN: mesh-agent token unlock NAME",
+	401: "present the token's PIN: mesh-agent token unlock NAME; for a key file, check its passphrase",
 	403: "a key does only what its use permits: mesh-agent key show UDF",
-	404: "see what is there: mesh-agent key list, mesh-agent token list",
+	404: "see what is there: mesh-agent key list, mesh-agent token list; the token soft needs serve --software-keys",
 	408: "try again and touch the token when it blinks",
 	409: "see the agent's state: mesh-agent status",
 	422: "the point is not one that a correct program sends; get a new one from where it came",

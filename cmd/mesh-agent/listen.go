@@ -31,11 +31,16 @@ func (s sockets) Close() error {
 	return errors.Join(errs...)
 }
 
+// address returns the whole path of a socket, "" if there is none.
 func address(l net.Listener) string {
 	if l == nil {
 		return ""
 	}
-	return l.Addr().String()
+	path, err := filepath.Abs(l.Addr().String())
+	if err != nil { // no working directory any more
+		return l.Addr().String()
+	}
+	return path
 }
 
 // activatedSockets takes the sockets that the service manager passed, if it did. One that

@@ -5,25 +5,20 @@ import (
 	"path/filepath"
 )
 
-// defaultSocket is where the agent listens when nobody says otherwise.
-func (a *app) defaultSocket() (string, error) {
-	dir := a.getenv("XDG_RUNTIME_DIR")
-	if !filepath.IsAbs(dir) {
-		return "", hint(errors.New("$XDG_RUNTIME_DIR does not name a folder"), "name the agent's socket by --socket or $MESH_AGENT_SOCK")
-	}
-	return filepath.Join(dir, "mesh-agent", "agent.sock"), nil
-}
-
-// clientSocket is where the agent is looked for. Never at $SSH_AUTH_SOCK, which may be
-// a forwarded agent of somebody else.
-func (a *app) clientSocket() (string, error) {
+// socketPath is where the agent listens and is looked for. Never at $SSH_AUTH_SOCK, which
+// may be a forwarded agent of somebody else.
+func (a *app) socketPath() (string, error) {
 	if a.socket != "" {
 		return a.socket, nil
 	}
 	if path := a.getenv("MESH_AGENT_SOCK"); path != "" {
 		return path, nil
 	}
-	return a.defaultSocket()
+	dir := a.getenv("XDG_RUNTIME_DIR")
+	if !filepath.IsAbs(dir) {
+		return "", hint(errors.New("$XDG_RUNTIME_DIR does not name a folder"), "name the agent's socket by --socket or $MESH_AGENT_SOCK")
+	}
+	return filepath.Join(dir, "mesh-agent", "agent.sock"), nil
 }
 
 // defaultState is the folder of the key records.

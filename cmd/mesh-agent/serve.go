@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -60,11 +61,10 @@ nobody who can read your files. The first start decides which of the two it is.`
 
 // settings are what serve does, from flags, environment and configuration.
 type settings struct {
-	socket, sshSocket string
-	sshSocketGiven    bool
-	state             string
-	software          config.SoftwareKeys
-	tpm               tpmChoice
+	sshSocket string // empty for the usual place
+	state     string
+	software  config.SoftwareKeys
+	tpm       tpmChoice
 }
 
 func (a *app) settings(flags serveFlags) (s settings, err error) {
@@ -91,7 +91,7 @@ func (a *app) settings(flags serveFlags) (s settings, err error) {
 		s.software = config.SoftwareKeysInsecure
 	}
 	s.tpm = a.chooseTPM(flags.tpm, file.TPM)
-	s.socket, s.sshSocket, s.sshSocketGiven = a.socket, flags.sshSocket, flags.sshSocket != ""
+	s.sshSocket = flags.sshSocket
 	return s, nil
 }
 
@@ -117,7 +117,7 @@ func (a *app) serve(ctx context.Context, s settings) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, ring.Close()) }()
-	listeners, err := a.sockets(s)
+	listeners, err := a.sockets(s.sshSocket)
 	if err != nil {
 		return err
 	}
@@ -173,26 +173,22 @@ func (a *app) openKeyring(ctx context.Context, s settings, log *slog.Logger) (*k
 }
 
 // sockets takes the service manager's sockets or makes its own.
-func (a *app) sockets(s settings) (sockets, error) {
+func (a *app) sockets(sshPath string) (sockets, error) {
 	passed, ok, err := activatedSockets()
 	if err != nil {
 		return sockets{}, err
 	}
 	if ok {
-		if passed.ssh == nil && s.sshSocketGiven {
-			passed.ssh, err = listen(s.sshSocket)
+		if passed.ssh == nil && sshPath != "" {
+			passed.ssh, err = listen(sshPath)
 		}
 		return passed, err
 	}
-	if s.socket == "" {
-		if s.socket, err = a.defaultSocket(); err != nil {
-			return sockets{}, err
-		}
+	path, err := a.socketPath()
+	if err != nil {
+		return sockets{}, err
 	}
-	if !s.sshSocketGiven {
-		s.sshSocket = filepath.Join(filepath.Dir(s.socket), "ssh.sock")
-	}
-	return openSockets(s.socket, s.sshSocket)
+	return openSockets(path, cmp.Or(sshPath, filepath.Join(filepath.Dir(path), "ssh.sock")))
 }
 
 // logStart says what is there.
