@@ -71,8 +71,8 @@ type Keyring struct {
 // wait is closed when what is waited for is over.
 type wait chan struct{}
 
-// Open reads the records of st and takes over st and the tokens: Close closes them. It
-// opens no key. It fails if the folder cannot be read or two tokens have one name, never
+// Open reads the records of st and takes over st and the tokens: Close closes them, but
+// after an error the caller does. It opens no key. It fails if the folder cannot be read or two tokens have one name, never
 // because one record is bad: those are in Snapshot.Problems.
 func Open(st *store.Store, tokens ...token.Token) (*Keyring, error) {
 	k := &Keyring{store: st, tokens: slices.Clone(tokens), busy: make(map[[sha256.Size]byte]wait)}
@@ -174,7 +174,7 @@ func (k *Keyring) release(index [sha256.Size]byte, turn wait) {
 	close(turn)
 }
 
-// publish replaces the snapshot by one with s, or without it.
+// publish replaces the snapshot by a changed one.
 func (k *Keyring) publish(change func(*Snapshot) *Snapshot) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
