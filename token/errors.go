@@ -39,6 +39,8 @@ var (
 	ErrBadRequest = errors.New("bad request")
 	// ErrDecrypt says that a ciphertext does not open, and never why.
 	ErrDecrypt = errors.New("decryption failed")
+	// ErrPCR says that the platform's measured state is not the one sealed to. Inside a *PCRError.
+	ErrPCR = errors.New("platform state has changed")
 	// ErrFault says that the device returned a result that does not verify.
 	ErrFault = errors.New("token returned a wrong result")
 )
@@ -49,7 +51,7 @@ func Errors() []error {
 	return []error{
 		ErrUnsupported, ErrAuthNeeded, ErrAuthWrong, ErrLockedOut, ErrTouchTimeout, ErrAbsent,
 		ErrReplaced, ErrClosed, ErrNotFound, ErrCorrupt, ErrBadKey, ErrBadPoint, ErrBadRequest,
-		ErrDecrypt, ErrFault,
+		ErrDecrypt, ErrPCR, ErrFault,
 	}
 }
 
@@ -89,3 +91,14 @@ func (e *LockoutError) Error() string {
 
 // Unwrap returns ErrLockedOut.
 func (e *LockoutError) Unwrap() error { return ErrLockedOut }
+
+// PCRError is ErrPCR with the selection that did not match.
+type PCRError struct {
+	PCRs string // as in SealRequest.PCRs
+}
+
+// Error names the PCRs.
+func (e *PCRError) Error() string { return fmt.Sprintf("%v: PCRs %s", ErrPCR, e.PCRs) }
+
+// Unwrap returns ErrPCR.
+func (e *PCRError) Unwrap() error { return ErrPCR }

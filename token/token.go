@@ -97,8 +97,39 @@ type GenerateRequest struct {
 	// Associated is bound to the key where the token can bind it: the same octets
 	// must be given to Open. It is not secret.
 	Associated []byte
+	Policy     Policy
 	Auth       Auth
 }
+
+// Policy says what a key asks of its user. A token that cannot hold a key to a policy
+// returns ErrUnsupported rather than a weaker key. The zero value asks for nothing beyond
+// what the token always asks for.
+type Policy struct {
+	PIN   PINPolicy
+	Touch TouchPolicy
+}
+
+// PINPolicy says when a key needs the token's PIN.
+type PINPolicy string
+
+// The PIN policies.
+const (
+	PINDefault PINPolicy = ""       // as the token does by itself
+	PINNever   PINPolicy = "never"  // usable by whoever reaches the token
+	PINOnce    PINPolicy = "once"   // after the token was unlocked
+	PINAlways  PINPolicy = "always" // for every operation
+)
+
+// TouchPolicy says when a key needs a touch of the token.
+type TouchPolicy string
+
+// The touch policies.
+const (
+	TouchDefault TouchPolicy = ""
+	TouchNever   TouchPolicy = "never"
+	TouchCached  TouchPolicy = "cached" // one touch serves for some seconds
+	TouchAlways  TouchPolicy = "always"
+)
 
 // Generator is a Token that makes keys inside itself.
 type Generator interface {
@@ -112,6 +143,7 @@ type ImportRequest struct {
 	Private    *PrivateKey
 	Use        Use
 	Associated []byte
+	Policy     Policy
 	Auth       Auth
 }
 
@@ -133,6 +165,59 @@ type Unlocker interface {
 	// Unlock presents the PIN once. It does not keep pin, the caller wipes it.
 	// Errors: ErrAuthWrong (as *AuthError with the tries left), ErrLockedOut.
 	Unlock(ctx context.Context, pin []byte) error
+}
+
+// Sealer is a Token that encrypts so that only it can decrypt. It is how keys on curves
+// that the token does not have are bound to it.
+type Sealer interface {
+	// Seal encrypts req.Secret, of any length, to this token. It does not keep Secret.
+	// Errors: ErrUnsupported (policy), ErrAuthNeeded, ErrAbsent, ErrReplaced.
+	Seal(ctx context.Context, req SealRequest) (Sealed, error)
+	// Unseal returns the secret; the caller wipes it.
+	// Errors: ErrCorrupt (blob or Associated not as sealed), *PCRError, ErrAuthNeeded,
+	// ErrAuthWrong, ErrLockedOut, ErrAbsent, ErrReplaced.
+	Unseal(ctx context.Context, req UnsealRequest) ([]byte, error)
+}
+
+// SealRequest asks to seal a secret.
+type SealRequest struct {
+	Secret []byte
+	// Associated must be the same when unsealing. It is not secret.
+	Associated []byte
+	// PIN is PINNever (whoever reaches this token and the blob opens it) or PINOnce.
+	PIN PINPolicy
+	// PCRs is a selection such as "sha256:7,14", or empty. Only a TPM has these.
+	PCRs string
+	Auth Auth
+}
+
+// Guard says what opens a sealed secret.
+type Guard string
+
+// The guards, weakest first.
+const (
+	GuardMachine Guard = "machine" // reaching the token and the blob
+	GuardPIN     Guard = "PIN"     // and its PIN
+	GuardPCR     Guard = "PCR"     // and the platform's measured state
+)
+
+// Sealed is a sealed secret.
+type Sealed struct {
+	// Blob is opaque and holds no secret in the clear.
+	Blob  []byte
+	Guard Guard
+	// Recovery opens the blob where its PCRs have changed. It is shown to the user once
+	// and never stored; empty without PCRs. The caller wipes it.
+	Recovery []byte
+}
+
+// UnsealRequest asks to unseal.
+type UnsealRequest struct {
+	Blob       []byte
+	Associated []byte
+	// Recovery is Sealed.Recovery, where the PCRs have changed.
+	Recovery []byte
+	Auth     Auth
 }
 
 // Auth is what a caller offers for a key or token that asks for a PIN. The zero
@@ -230,7 +315,7 @@ type DecryptRequest struct {
 }
 
 // Capabilities names what a Token or Key can do beyond the minimum, in a fixed
-// order: "generate", "import", "delete", "unlock", "sign", "agree", "agree-point",
+// order: "generate", "import", "delete", "unlock", "seal", "sign", "agree", "agree-point",
 // "decrypt", "split". It is the one place that looks.
 func Capabilities(v any) []string {
 	var out []string
@@ -247,6 +332,8 @@ func Capabilities(v any) []string {
 	add(ok, "delete")
 	_, ok = v.(Unlocker)
 	add(ok, "unlock")
+	_, ok = v.(Sealer)
+	add(ok, "seal")
 	_, ok = v.(Signer)
 	add(ok, "sign")
 	_, ok = v.(Agreer)
