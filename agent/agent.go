@@ -74,10 +74,11 @@ type Agent struct {
 	started time.Time
 	uid     uint32
 	policy  policy.Policy
-	gates   map[string]*gate // by token name; the set is fixed
+	creds   credentialFunc
 	sshKeys atomic.Pointer[identities]
-	// creds asks who a peer is.
-	creds credentialFunc
+
+	gates    map[string]*gate // by token name; the set is fixed
+	parallel int              // operations that the widest token runs at once
 }
 
 // New returns an agent for the user that runs this process: nobody else may connect.
@@ -89,8 +90,8 @@ func New(config Config) *Agent {
 		limits:  config.Limits.withDefaults(),
 		started: time.Now(),
 		uid:     uint32(os.Geteuid()),
-		gates:   make(map[string]*gate),
 		creds:   peercred.Of,
+		gates:   make(map[string]*gate),
 	}
 	if a.log == nil {
 		a.log = slog.New(slog.DiscardHandler)
@@ -99,6 +100,7 @@ func New(config Config) *Agent {
 	for _, t := range a.ring.Tokens() {
 		info := t.Info()
 		a.gates[info.Name] = newGate(info.Parallel, a.limits.Queue)
+		a.parallel = max(a.parallel, info.Parallel)
 	}
 	return a
 }

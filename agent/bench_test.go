@@ -1,12 +1,15 @@
 package agent
 
 import (
+	"fmt"
 	"net"
+	"runtime"
 	"strings"
 	"testing"
 
 	"github.com/mesh-agent/mesh-agent/keyshare"
 	"github.com/mesh-agent/mesh-agent/token"
+	"github.com/mesh-agent/mesh-agent/token/tokentest"
 )
 
 // BenchmarkSign compares a signature alone with the same through the request path and
@@ -39,16 +42,22 @@ func BenchmarkSign(b *testing.B) {
 			roundTrip(b, c, message)
 		}
 	})
+	for _, parallel := range []int{1, runtime.GOMAXPROCS(0)} {
+		b.Run(fmt.Sprintf("batch of 64, %d at once", parallel), func(b *testing.B) { benchmarkBatch(b, parallel) })
+	}
+}
+
+func benchmarkBatch(b *testing.B, parallel int) {
+	a := newAgent(b, Limits{}, tokentest.NewFake(tokentest.FakeOptions{Name: "t", Parallel: parallel}))
+	key := generate(b, a, "t", token.Ed25519, token.UseSign)
 	one := `{"CryptographicOperationSign":{"KeyId":"` + key.Udf + `","Data":"AAAA"}}`
 	batch := operateMessage(`{"OperateRequest":{"Operations":[` + one + strings.Repeat(","+one, 63) + `]}}`)
-	b.Run("batch of 64", func(b *testing.B) {
-		c := dial(b, serve(b, a).mesh)
-		b.ReportAllocs()
-		for b.Loop() {
-			roundTrip(b, c, batch)
-		}
-		b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(64*b.N), "ns/signature")
-	})
+	c := dial(b, serve(b, a).mesh)
+	b.ReportAllocs()
+	for b.Loop() {
+		roundTrip(b, c, batch)
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(64*b.N), "ns/signature")
 }
 
 // BenchmarkAgree compares an X448 agreement alone with the same through the socket.

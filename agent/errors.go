@@ -51,7 +51,7 @@ func forbidden(rule, format string, args ...any) error {
 // badPoint refuses a point of member. The text starts with the reason, which is
 // how the texts of keyshare start.
 func badPoint(member string, err error) error {
-	return &failure{statusBadPoint, fmt.Sprintf("%v (%s)", err, member)}
+	return &failure{statusBadPoint, fmt.Sprintf("%v in %s", err, member)}
 }
 
 // row says how one error is answered. A nil text answers with the error's own.
@@ -86,6 +86,7 @@ var rows = [...]row{
 	{token.ErrFault, statusUnavailable, fixed("token returned a wrong result")},
 	{token.ErrNotFound, statusNotFound, fixed("no such key")},
 	{token.ErrCorrupt, statusState, nil},
+	{token.ErrPCR, statusState, nil},
 	{token.ErrDecrypt, statusMalformed, fixed("Recipient: decryption failed")},
 	{token.ErrBadPoint, statusBadPoint, nil},
 	{token.ErrBadKey, statusMalformed, fixed("Key: not a valid key")},

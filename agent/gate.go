@@ -11,10 +11,8 @@ var errQueueFull = &failure{statusTooMany, "too many operations are waiting for 
 
 // gate admits operations to one token: as many at once as the token runs in parallel.
 // The others wait in a bounded queue, served round robin by connection, so that a
-// connection with a thousand operations delays another one's by a single operation.
+// connection with a thousand operations delays another one's by those that run already.
 type gate struct {
-	leave func() // release, made once
-
 	mu      sync.Mutex
 	free    int      // guarded by mu: slots nobody has
 	room    int      // guarded by mu: places left in the queue
@@ -31,9 +29,7 @@ type queue struct {
 type waiter struct{ ready chan struct{} }
 
 func newGate(parallel, room int) *gate {
-	g := &gate{free: max(parallel, 1), room: room}
-	g.leave = g.release
-	return g
+	return &gate{free: max(parallel, 1), room: room}
 }
 
 // enter waits for a slot and returns the function that gives it back, to be called
@@ -46,12 +42,13 @@ func (g *gate) enter(ctx context.Context, owner any) (leave func(), err error) {
 	if err != nil {
 		return nil, err
 	}
+	leave = func() { g.release(owner) }
 	if w == nil {
-		return g.leave, nil
+		return leave, nil
 	}
 	select {
 	case <-w.ready:
-		return g.leave, nil
+		return leave, nil
 	case <-ctx.Done():
 		g.abandon(owner, w)
 		return nil, context.Cause(ctx)
@@ -79,14 +76,19 @@ func (g *gate) join(owner any) (*waiter, error) {
 	return w, nil
 }
 
-// release gives the slot to the next waiter: the first of the connection whose turn it
-// is, which then goes to the back.
-func (g *gate) release() {
+// release gives the slot that owner had to the next waiter: the first of the connection whose
+// turn it is. The connection that had the slot goes to the back before, the one that gets
+// it after.
+func (g *gate) release(owner any) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if len(g.waiting) == 0 {
 		g.free++
 		return
+	}
+	if i := g.indexLocked(owner); i >= 0 {
+		q := g.waiting[i]
+		g.waiting = append(slices.Delete(g.waiting, i, i+1), q)
 	}
 	q := g.waiting[0]
 	g.waiting = slices.Delete(g.waiting, 0, 1)
@@ -109,7 +111,7 @@ func (g *gate) abandon(owner any, w *waiter) {
 	}
 	if j < 0 {
 		g.mu.Unlock()
-		g.release()
+		g.release(owner)
 		return
 	}
 	defer g.mu.Unlock()

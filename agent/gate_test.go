@@ -10,13 +10,13 @@ import (
 	"testing/synctest"
 )
 
-// TestGateRoundRobin fills the queue with a bulk connection's operations and then lets two
-// others come: they are served after one operation each.
+// TestGateRoundRobin fills slot and queue with a bulk connection's operations and then lets
+// two others come: they need not wait for more than the operation that runs.
 func TestGateRoundRobin(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		g := newGate(1, 100)
-		leave, err := g.enter(t.Context(), "holder")
+		leave, err := g.enter(t.Context(), "bulk")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -40,7 +40,7 @@ func TestGateRoundRobin(t *testing.T) {
 		arrive("other", 2)
 		leave()
 		synctest.Wait()
-		want := []string{"bulk0", "human0", "other0", "bulk1", "other1", "bulk2", "bulk3", "bulk4"}
+		want := []string{"human0", "other0", "bulk0", "other1", "bulk1", "bulk2", "bulk3", "bulk4"}
 		if !slices.Equal(order, want) {
 			t.Errorf("order %v, want %v", order, want)
 		}
@@ -127,7 +127,7 @@ func TestGateCancelAtItsTurn(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	g.release()
+	g.release(0)
 	<-w.ready
 	g.abandon(1, w)
 	if g.free != 1 || g.room != 2 {

@@ -6,6 +6,8 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"sync"
+	"sync/atomic"
 
 	"github.com/mesh-agent/mesh-agent/internal/keyring"
 	"github.com/mesh-agent/mesh-agent/internal/policy"
@@ -37,7 +39,8 @@ type operateRequest struct {
 	Operations     []strictjson.Value
 }
 
-// operate does the operations one after another and answers each in its place.
+// operate does the operations, several at once if there is a token that can, and answers
+// each in its place.
 func (r *request) operate(ctx context.Context, body strictjson.Value) ([]byte, error) {
 	var req operateRequest
 	if err := decode(mesh.TagOperateRequest, body, &req); err != nil {
@@ -47,23 +50,41 @@ func (r *request) operate(ctx context.Context, body strictjson.Value) ([]byte, e
 		return nil, malformed("Operations", "at least one expected")
 	}
 	out := []byte(`{"Status":201,"StatusDescription":"understood","Results":[`)
-	for i, op := range req.Operations {
+	for i, result := range r.operateAll(ctx, req.Operations) {
 		if i > 0 {
 			out = append(out, ',')
 		}
-		tag, result := r.operateOne(ctx, op)
-		out = appendTagged(out, tag, result)
-		clear(result)
-		if len(out) > maxReply {
-			clear(out)
-			return nil, malformed("Operations", "the reply is larger than a frame, split the batch")
-		}
+		out = appendTagged(out, result.Tag, result.Body)
+		clear(result.Body)
+	}
+	if len(out) > maxReply {
+		clear(out)
+		return nil, malformed("Operations", "the reply is larger than a frame, split the batch")
 	}
 	return append(out, `]}`...), nil
 }
 
+// operateAll does the operations with as many workers as the widest token runs at once. The gates bound
+// what reaches each token, and let other connections in between.
+func (r *request) operateAll(ctx context.Context, operations []strictjson.Value) []strictjson.Tagged {
+	results := make([]strictjson.Tagged, len(operations))
+	var next atomic.Int64
+	work := func() {
+		for i := next.Add(1) - 1; i < int64(len(operations)); i = next.Add(1) - 1 {
+			results[i].Tag, results[i].Body = r.operateOne(ctx, operations[i])
+		}
+	}
+	var workers sync.WaitGroup
+	for range min(r.parallel, len(operations)) - 1 {
+		workers.Go(work)
+	}
+	work()
+	workers.Wait()
+	return results
+}
+
 // operateOne does one operation and returns its result and the tag of that.
-func (r *request) operateOne(ctx context.Context, raw strictjson.Value) (tag string, result []byte) {
+func (r *request) operateOne(ctx context.Context, raw strictjson.Value) (tag string, result strictjson.Value) {
 	tag, value, err := r.dispatch(ctx, raw)
 	if err == nil {
 		if result, err = strictjson.Marshal(value); err == nil {

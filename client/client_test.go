@@ -157,7 +157,7 @@ func TestKeyListPages(t *testing.T) {
 	t.Parallel()
 	_, path, _ := start(t, tokentest.FakeOptions{Name: "t"})
 	c := dial(t, path)
-	const n = 350
+	const n = 450
 	for range n {
 		req := mesh.KeyGenerateRequest{Token: "t", Algorithm: "P521", Use: "sign", Label: strings.Repeat("é", 128)}
 		if _, err := c.KeyGenerate(t.Context(), req); err != nil {
