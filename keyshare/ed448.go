@@ -25,7 +25,7 @@ func parseEd448(b []byte) (element, error) {
 	if reduced != y {
 		return nil, badpoint.NonCanonical
 	}
-	x, ok := x448(&y)
+	x, ok := recoverX448(&y)
 	if !ok {
 		return nil, badpoint.Twist
 	}
@@ -51,8 +51,8 @@ func parseEd448(b []byte) (element, error) {
 	return ed448Element{*p}, nil
 }
 
-// x448 returns a reduced square root of (1-y^2)/(1-d*y^2), if there is one.
-func x448(y *fp.Elt) (x fp.Elt, ok bool) {
+// recoverX448 returns a reduced square root of (1-y^2)/(1-d*y^2), if there is one.
+func recoverX448(y *fp.Elt) (x fp.Elt, ok bool) {
 	one := fp.One()
 	var u, v fp.Elt
 	fp.Sqr(&u, y)
