@@ -24,8 +24,15 @@ func (a *app) openSoftware(ctx context.Context, s settings, log *slog.Logger) (*
 		log.Warn("INSECURE software keys: whoever can read the state folder has the keys", "folder", dir)
 		return explained(softkey.Open(dir, softkey.Options{Insecure: true}))
 	}
-	_, err := os.Stat(dir)
-	passphrase, err := a.passphrase(ctx, errors.Is(err, fs.ErrNotExist))
+	there, err := softkey.Exists(dir)
+	if err != nil {
+		return nil, err
+	}
+	questions := []string{"Passphrase of the software keys"}
+	if !there {
+		questions = append(questions, "The same again, for the new store")
+	}
+	passphrase, err := a.passphrase(ctx, questions)
 	if err != nil {
 		return nil, err
 	}
@@ -47,8 +54,8 @@ func explained(t *softkey.Token, err error) (*softkey.Token, error) {
 }
 
 // passphrase returns the passphrase of the software keys: the systemd credential, else
-// what the terminal answers, twice if it is a new one.
-func (a *app) passphrase(ctx context.Context, isNew bool) ([]byte, error) {
+// what the terminal answers to all the questions alike. The caller wipes it.
+func (a *app) passphrase(ctx context.Context, questions []string) ([]byte, error) {
 	passphrase, err := a.credential()
 	if err != nil || len(passphrase) != 0 {
 		return passphrase, err
@@ -58,17 +65,18 @@ func (a *app) passphrase(ctx context.Context, isNew bool) ([]byte, error) {
 		return nil, hint(errors.New("the software keys need a passphrase, and there is no terminal to ask"),
 			"pass the systemd credential "+credentialName+", or see --insecure-software-keys")
 	}
-	passphrase, err = a.ask(ctx, tty, "Passphrase of the software keys")
-	if err != nil || !isNew {
-		return passphrase, err
-	}
-	again, err := a.ask(ctx, tty, "The same again, for the new store")
-	if err != nil {
-		return nil, err
-	}
-	defer clear(again)
-	if !bytes.Equal(passphrase, again) {
-		return nil, errors.New("the passphrases differ")
+	for i, question := range questions {
+		answer, err := a.ask(ctx, tty, question)
+		if err != nil {
+			return nil, err
+		}
+		if i > 0 && !bytes.Equal(answer, passphrase) {
+			clear(answer)
+			clear(passphrase)
+			return nil, errors.New("the passphrases differ")
+		}
+		clear(passphrase)
+		passphrase = answer
 	}
 	return passphrase, nil
 }
