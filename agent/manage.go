@@ -261,7 +261,7 @@ func (r *request) openEnvelope(ctx context.Context, keyID string, data []byte) (
 func (r *request) candidates(key *keyring.Entry, recipients []mesh.Recipient) []mesh.Recipient {
 	var named, others []mesh.Recipient
 	for _, to := range recipients {
-		if to.EphemeralKey.PublicKeyECDH == nil || to.EphemeralKey.PublicKeyECDH.Curve != string(key.Algorithm) {
+		if checkPoints("epk", to.EphemeralKey) != nil || to.EphemeralKey.PublicKeyECDH.Curve != string(key.Algorithm) {
 			continue
 		}
 		if found, err := r.ring.Snapshot().Find(to.KeyID); err == nil && found.Udf == key.Udf {

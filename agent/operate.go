@@ -224,6 +224,9 @@ func (r *request) agree(ctx context.Context, body strictjson.Value) (any, error)
 	if err := decode(mesh.TagOperationAgreement, body, &op); err != nil {
 		return nil, err
 	}
+	if err := checkPoints("PublicKey", op.PublicKey); err != nil {
+		return nil, err
+	}
 	key, err := r.grant(op.KeyId, policy.Agree)
 	if err != nil {
 		return nil, err
@@ -248,11 +251,19 @@ func (r *request) agree(ctx context.Context, body strictjson.Value) (any, error)
 	}, nil
 }
 
-// point checks a point from outside, which must be on the key's own curve.
-func point(key *keyring.Entry, member string, given mesh.PublicParameters) (*keyshare.Point, error) {
-	if given.PublicKeyECDH == nil || given.PublicKeyRSA != nil {
-		return nil, malformed(member, "PublicKeyECDH expected")
+// checkPoints looks whether points are there, before anything about the key is said.
+func checkPoints(member string, given ...mesh.PublicParameters) error {
+	for _, g := range given {
+		if g.PublicKeyECDH == nil || g.PublicKeyRSA != nil {
+			return malformed(member, "PublicKeyECDH expected")
+		}
 	}
+	return nil
+}
+
+// point checks a point from outside, which must be on the key's own curve. checkPoints
+// has found it to be there.
+func point(key *keyring.Entry, member string, given mesh.PublicParameters) (*keyshare.Point, error) {
 	curve, ok := mesh.CurveOf(key.Algorithm)
 	if !ok {
 		return nil, fmt.Errorf("key agreement with an %s key: %w", key.Algorithm, token.ErrUnsupported)
@@ -344,7 +355,7 @@ func (r *request) decrypt(ctx context.Context, body strictjson.Value) (any, erro
 	if err := decode(mesh.TagOperationDecrypt, body, &op); err != nil {
 		return nil, err
 	}
-	if err := checkRelease(op); err != nil {
+	if err := errors.Join(checkRelease(op), checkPoints("Recipient", op.Recipient.EphemeralKey), checkPoints("Partials", op.Partials...)); err != nil {
 		return nil, err
 	}
 	key, err := r.grant(op.KeyId, policy.Decrypt)
