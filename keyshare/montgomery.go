@@ -42,37 +42,23 @@ func (e montgomeryElement[P]) add(q element) (element, error) {
 // mult uses the cleaned scalar: the same multiple of a point of order L, and blind to a
 // component of small order. ParsePoint is the first guard, this is the second.
 func (e montgomeryElement[P]) mult(s *Scalar) (element, error) {
-	k, negative := s.cleaned()
+	k := s.cleaned()
 	defer clear(k)
-	p, err := e.p.ScalarMult(k)
-	if err == nil && negative {
-		p = p.Negate()
-	}
-	return checkedMontgomery(p, err)
+	return checkedMontgomery(e.p.ScalarMult(k))
 }
 
-// cleaned returns k, little endian, below 2^255 (X25519) or 2^448 (X448), such that k or,
-// if negative, -k is congruent to s modulo L, and k is a multiple of the cofactor h: it
-// is h * ((s * h^-1) mod L).
-//
-// On X25519 that product passes 2^255 if the second factor t is 2^252 or more, which is
-// so for one scalar in 2^127; then k is h*(L-t), and negative. That this branch depends on the
-// secret is of no use to anyone: it is never taken by chance.
-func (s *Scalar) cleaned() (k []byte, negative bool) {
+// cleaned returns h * ((s * h^-1) mod L), little endian: a multiple of the cofactor h that
+// is congruent to s modulo L. It is below 8L < 2^256 on X25519 and 4L < 2^448 on X448.
+func (s *Scalar) cleaned() []byte {
 	t := s.divideByCofactor()
 	defer t.Wipe()
-	k = t.Bytes()
-	if s.group.curve == X448 {
+	k := t.Bytes()
+	if s.group.curve == X25519 {
+		shiftLeft(k, 3)
+	} else {
 		shiftLeft(k, 2)
-		return k, false
 	}
-	if negative = k[31]>>4 != 0; negative {
-		clear(k)
-		t.negate()
-		k = t.Bytes()
-	}
-	shiftLeft(k, 3)
-	return k, negative
+	return k
 }
 
 // shiftLeft multiplies a little-endian number by 2^n, n < 8.

@@ -240,10 +240,3 @@ func (s *Scalar) divideByCofactor() *Scalar {
 	t.n.Mul(s.group.inverseCofactor, s.group.order)
 	return t
 }
-
-// negate sets s = -s.
-func (s *Scalar) negate() {
-	minus := new(bigmod.Nat).ExpandFor(s.group.order).Sub(s.n, s.group.order)
-	copy(s.n.Bits(), minus.Bits())
-	clear(minus.Bits())
-}
