@@ -107,6 +107,9 @@ type group struct {
 	base  func() element
 	// baseMult multiplies the base point; nil means base().mult.
 	baseMult func(s *Scalar) (element, error)
+	// recover returns the point with the coordinate r whose sum with public has the
+	// coordinate s, and an error if there is none; nil on Edwards curves.
+	recover func(public *Point, r, s []byte) (element, error)
 }
 
 // element is a point of the prime-order subgroup, immutable. Arguments are of the
@@ -134,12 +137,12 @@ var groups = [...]group{
 	{
 		curve: X25519, name: "X25519", scalarLen: 32, pointLen: 33, deriveLen: 32, littleEndian: true,
 		order: modulus(order25519), inverseCofactor: inverse(8, order25519),
-		parse: parseX25519, base: baseX25519,
+		parse: parseX25519, base: baseX25519, recover: recoverMontgomery,
 	},
 	{
 		curve: X448, name: "X448", scalarLen: 56, pointLen: 57, deriveLen: 56, littleEndian: true,
 		order: modulus(order448), inverseCofactor: inverse(4, order448),
-		parse: parseX448, base: baseX448,
+		parse: parseX448, base: baseX448, recover: recoverMontgomery,
 	},
 	{
 		curve: Ed25519, name: "Ed25519", scalarLen: 32, pointLen: 32, deriveLen: 32, littleEndian: true,
@@ -154,17 +157,17 @@ var groups = [...]group{
 	{
 		curve: P256, name: "P256", scalarLen: 32, pointLen: 65, deriveLen: 40,
 		order: modulus(orderP256),
-		parse: p256.parse, base: p256.base, baseMult: p256.baseMult,
+		parse: p256.parse, base: p256.base, baseMult: p256.baseMult, recover: p256.recover,
 	},
 	{
 		curve: P384, name: "P384", scalarLen: 48, pointLen: 97, deriveLen: 56,
 		order: modulus(orderP384),
-		parse: p384.parse, base: p384.base, baseMult: p384.baseMult,
+		parse: p384.parse, base: p384.base, baseMult: p384.baseMult, recover: p384.recover,
 	},
 	{
 		curve: P521, name: "P521", scalarLen: 66, pointLen: 133, deriveLen: 74,
 		order: modulus(orderP521),
-		parse: p521.parse, base: p521.base, baseMult: p521.baseMult,
+		parse: p521.parse, base: p521.base, baseMult: p521.baseMult, recover: p521.recover,
 	},
 }
 

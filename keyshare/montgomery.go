@@ -9,6 +9,7 @@ type montgomeryPoint[P any] interface {
 	Add(P) (P, error)
 	Bytes() []byte
 	Negate() P
+	Recover(r, s []byte) (P, error)
 	ScalarMult([]byte) (P, error)
 }
 
@@ -37,6 +38,10 @@ func (e montgomeryElement[P]) negate() element { return montgomeryElement[P]{e.p
 
 func (e montgomeryElement[P]) add(q element) (element, error) {
 	return checkedMontgomery(e.p.Add(q.(montgomeryElement[P]).p))
+}
+
+func (e montgomeryElement[P]) recover(r, s []byte) (element, error) {
+	return checkedMontgomery(e.p.Recover(r, s))
 }
 
 // mult uses the cleaned scalar: the same multiple of a point of order L, and blind to a

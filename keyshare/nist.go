@@ -2,7 +2,9 @@ package keyshare
 
 import (
 	"bytes"
+	"strings"
 
+	"filippo.io/bigmod"
 	"filippo.io/nistec"
 
 	"github.com/mesh-agent/mesh-agent/keyshare/internal/badpoint"
@@ -26,12 +28,20 @@ type nistPoint[P any] interface {
 type nistCurve[P nistPoint[P]] struct {
 	newPoint func() P
 	prime    []byte // of the field, big endian
+	field    *bigmod.Modulus
 }
 
+const (
+	primeP256 = "ffffffff00000001000000000000000000000000ffffffffffffffffffffffff"
+	primeP384 = "fffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffeffffffff0000000000000000ffffffff"
+)
+
 var (
-	p256 = nistCurve[*nistec.P256Point]{nistec.NewP256Point, unhex("ffffffff00000001000000000000000000000000ffffffffffffffffffffffff")}
-	p384 = nistCurve[*nistec.P384Point]{nistec.NewP384Point, unhex("fffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffeffffffff0000000000000000ffffffff")}
-	p521 = nistCurve[*nistec.P521Point]{nistec.NewP521Point, append([]byte{0x01, 0xff}, bytes.Repeat([]byte{0xff}, 64)...)}
+	primeP521 = "01" + strings.Repeat("ff", 65)
+
+	p256 = nistCurve[*nistec.P256Point]{nistec.NewP256Point, unhex(primeP256), modulus(primeP256)}
+	p384 = nistCurve[*nistec.P384Point]{nistec.NewP384Point, unhex(primeP384), modulus(primeP384)}
+	p521 = nistCurve[*nistec.P521Point]{nistec.NewP521Point, unhex(primeP521), modulus(primeP521)}
 )
 
 // parse takes the uncompressed form only. nistec would take the compressed form and
@@ -64,6 +74,10 @@ func (c nistCurve[P]) baseMult(s *Scalar) (element, error) {
 		return nil, err
 	}
 	return c.checked(p)
+}
+
+func (c nistCurve[P]) recover(public *Point, r, s []byte) (element, error) {
+	return recoverNIST(c.field, public, r, s)
 }
 
 func (c nistCurve[P]) checked(p P) (element, error) { return checkedNIST(p, c.newPoint) }

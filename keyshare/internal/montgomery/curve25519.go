@@ -115,8 +115,12 @@ func mulAdd25519(z, x, y *fp.Elt) {
 	binary.LittleEndian.PutUint64(z[24:], l3)
 }
 
-// lift takes two exponentiations, one for v and one in isPrimeOrder25519.
-func (curve25519) lift(v, u *fp.Elt) error {
+func (curve25519) lift(v, u *fp.Elt) error       { return lift25519(v, u, isSquare25519) }
+func (curve25519) liftSecret(v, u *fp.Elt) error { return lift25519(v, u, isSquareSecret25519) }
+
+// lift25519 takes two exponentiations, one for v and one in isPrimeOrder25519. But for
+// isSquare it takes the same time for all points of prime order.
+func lift25519(v, u *fp.Elt, isSquare func(*fp.Elt) bool) error {
 	if isLowOrder25519(u) {
 		return badpoint.LowOrder
 	}
@@ -125,7 +129,7 @@ func (curve25519) lift(v, u *fp.Elt) error {
 	if !sqrt25519(v, &t) {
 		return badpoint.Twist
 	}
-	if !isPrimeOrder25519(u, v) {
+	if !isPrimeOrder25519(u, v, isSquare) {
 		return badpoint.Torsion
 	}
 	return nil
@@ -183,7 +187,7 @@ func isLowOrder25519(u *fp.Elt) bool {
 // the kernel); the tests have points with either value. Hence it is 1 exactly on the multiples of 8.
 //
 // Below, alpha = a*u, which avoids divisions; it changes a^4 and h by squares of squares and squares.
-func isPrimeOrder25519(u, v *fp.Elt) bool {
+func isPrimeOrder25519(u, v *fp.Elt, isSquare func(*fp.Elt) bool) bool {
 	var phi, alpha, t, u2, au, b, l fp.Elt
 	fp.Sqr(&u2, u)
 	fp.Mul(&t, &order4V25519, u) // phi = (v - V*u)^2 * u^3
@@ -212,7 +216,7 @@ func isPrimeOrder25519(u, v *fp.Elt) bool {
 	fp.Sub(&b, &b, &au)
 	fp.Sub(&b, &b, &au)
 	fp.Mul(&b, &b, &l)
-	return isSquare25519(&b)
+	return isSquare(&b)
 }
 
 // sqrt25519 sets z to a square root of x, if there is one.
@@ -224,16 +228,23 @@ func sqrt25519(z, x *fp.Elt) bool {
 	fp.Sqr(&r, &r)
 	fp.Sqr(&t, &r)
 	fp.Sub(&t, &t, x)
-	if !fp.IsZero(&t) { // r^2 is -x, or x has no root
-		fp.Mul(&r, &r, &i25519)
-	}
+	fp.Modp(&t) // if not 0, r^2 is -x, or x has no root
+	isRoot := isZero(t[:])
+	fp.Mul(&t, &r, &i25519)
+	fp.Cmov(&r, &t, uint(1-isRoot))
 	fp.Sqr(&t, &r)
 	fp.Sub(&t, &t, x)
 	*z = r
 	return fp.IsZero(&t)
 }
 
-// isSquare25519 tells whether x, which is not 0, is a square.
+// isSquareSecret25519 tells whether x is a square, by an exponentiation.
+func isSquareSecret25519(x *fp.Elt) bool {
+	var root fp.Elt
+	return sqrt25519(&root, x)
+}
+
+// isSquare25519 tells whether x, which is not 0, is a square. It takes time that depends on x.
 func isSquare25519(x *fp.Elt) bool {
 	fp.Modp(x)
 	p := fp.P()

@@ -122,7 +122,10 @@ func mulAdd448(z, x, y *fp.Elt) {
 	binary.LittleEndian.PutUint64(z[48:], l6)
 }
 
-// lift takes two exponentiations, for the square roots w of u and s of g = u^2 + A*u + 1, of which
+func (curve448) lift(v, u *fp.Elt) error       { return lift448(v, u, isSquare448) }
+func (curve448) liftSecret(v, u *fp.Elt) error { return lift448(v, u, isSquareSecret448) }
+
+// lift448 takes two exponentiations, for the square roots w of u and s of g = u^2 + A*u + 1, of which
 // v is the product. One of u and g alone being a square means a twist.
 //
 // The rational points form a cyclic group of 4*L elements, so P has order L if and only if it is
@@ -138,7 +141,9 @@ func mulAdd448(z, x, y *fp.Elt) {
 // for one t, t + A is a square, and to ask for t + 2 is to ask whether (t + 2)*(t + A) is a square;
 // for the other t both factors change, and the answer is the same. The factors are not 0, for P
 // would then have order 1 or 2.
-func (curve448) lift(v, u *fp.Elt) error {
+//
+// But for isSquare it takes the same time for all points of prime order.
+func lift448(v, u *fp.Elt, isSquare func(*fp.Elt) bool) error {
 	var g, w, s, t fp.Elt
 	if isLowOrder448(u) {
 		return badpoint.LowOrder
@@ -157,7 +162,7 @@ func (curve448) lift(v, u *fp.Elt) error {
 	fp.Add(&g, &t, &two448)
 	fp.Add(&t, &t, &a448)
 	fp.Mul(&t, &t, &g)
-	if !uIsSquare || !isSquare448(&t) {
+	if !uIsSquare || !isSquare(&t) {
 		return badpoint.Torsion
 	}
 	return nil
@@ -170,7 +175,13 @@ func isLowOrder448(u *fp.Elt) bool {
 	return *u == fp.Elt{} || fp.IsZero(&t)
 }
 
-// isSquare448 tells whether x, which is not 0, is a square.
+// isSquareSecret448 tells whether x is a square, by an exponentiation.
+func isSquareSecret448(x *fp.Elt) bool {
+	var root fp.Elt
+	return fp.InvSqrt(&root, x, &one448)
+}
+
+// isSquare448 tells whether x, which is not 0, is a square. It takes time that depends on x.
 func isSquare448(x *fp.Elt) bool {
 	fp.Modp(x)
 	p := fp.P()

@@ -56,6 +56,8 @@ type curve[E any] interface {
 	// lift sets v to one of the two v-coordinates that belong to u. It fails, with the
 	// reason, unless the points with this u are of prime order. u is reduced.
 	lift(v, u *E) error
+	// liftSecret is lift, and takes the same time for all u of prime order.
+	liftSecret(v, u *E) error
 }
 
 // ladder holds the result of a Montgomery ladder in projective u-coordinates:
