@@ -33,6 +33,8 @@ var importRules = map[string]struct{ may, never []string }{
 	"internal/keyring":    {may: []string{module + "/token", module + "/keyshare", module + "/mesh", module + "/internal/store", module + "/internal/secret"}},
 	"softkey":             {may: []string{module + "/token", module + "/keyshare", module + "/internal/secret", module + "/internal/durable", "filippo.io/age/...", "golang.org/x/crypto/..."}},
 	"tpm":                 {may: []string{module + "/token", module + "/keyshare", module + "/internal/secret", "github.com/google/go-tpm/..."}},
+	"piv":                 {may: []string{module + "/token", module + "/keyshare", module + "/internal/secret"}},
+	"hsm":                 {may: []string{module + "/token", module + "/keyshare", module + "/internal/secret"}},
 	"agent": {
 		may: []string{module + "/token", module + "/keyshare", module + "/mesh", module + "/internal/keyfile", module + "/internal/keyring",
 			module + "/internal/peercred", module + "/internal/policy", module + "/internal/secret", module + "/internal/strictjson", "github.com/go-json-experiment/json/...", "golang.org/x/crypto/ssh/...", "golang.org/x/sys/..."},

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"os/exec"
 	"os/user"
@@ -29,9 +28,9 @@ func TestMain(m *testing.M) {
 // TestScript runs the stories in testdata/script, which talk to the real program, real
 // OpenSSH and a real TPM simulator. They have these commands beside the usual:
 //
-//	agent NAME [FLAG...]   run "mesh-agent serve" in folder NAME until the script ends or "stop NAME";
+//	agent NAME [FLAG...]   run "mesh-agent serve" in folder NAME until the script ends or "end NAME";
 //	                       $NAME is then its socket
-//	stop NAME              interrupt it and wait; it must end well
+//	end NAME               interrupt it and wait; it must end well
 //	swtpm VAR              run a TPM simulator until the script ends; $VAR is what --tpm takes
 //	capture VAR            put what the last command printed in an environment variable
 //	sshd                   write sshd_config and ssh_config here, for a login by "ssh -F ssh_config here"
@@ -45,7 +44,7 @@ func TestScript(t *testing.T) {
 		Setup:               setupScript,
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
 			"agent":    startAgent,
-			"stop":     stopAgent,
+			"end":      endAgent,
 			"swtpm":    startTPM,
 			"capture":  capture,
 			"sshd":     writeSSHD,
@@ -62,7 +61,7 @@ type background struct {
 	err     error
 }
 
-// start runs c until the script ends, or stop.
+// start runs c until the script ends, or end.
 func start(ts *testscript.TestScript, name string, c *exec.Cmd) *background {
 	d := &background{log: ts.MkAbs(name + ".log"), done: make(chan struct{})}
 	started := make(chan error)
@@ -147,9 +146,9 @@ func startAgent(ts *testscript.TestScript, neg bool, args []string) {
 	name, flags := args[0], args[1:]
 	dir := ts.MkAbs(name)
 	ts.Check(os.MkdirAll(dir, 0o700))
-	manager, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: filepath.Join(dir, "notify"), Net: "unixgram"})
+	m, err := newManager(dir)
 	ts.Check(err)
-	defer manager.Close()
+	defer m.close()
 
 	socket := filepath.Join(dir, "agent.sock")
 	all := []string{"serve", "--socket", socket, "--state", filepath.Join(dir, "state")}
@@ -157,7 +156,7 @@ func startAgent(ts *testscript.TestScript, neg bool, args []string) {
 		all = append(all, "--tpm", "off")
 	}
 	c := command(ts, "mesh-agent", append(all, flags...)...)
-	c.Env = append(c.Env, "NOTIFY_SOCKET="+filepath.Join(dir, "notify"))
+	c.Env = append(c.Env, m.env())
 	log, err := os.OpenFile(ts.MkAbs(name+".log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	ts.Check(err)
 	defer log.Close()
@@ -165,21 +164,7 @@ func startAgent(ts *testscript.TestScript, neg bool, args []string) {
 	d := start(ts, name, c)
 	ts.Setenv(name, socket)
 
-	ready := make(chan error, 1)
-	go func() {
-		buf := make([]byte, 4096)
-		n, err := manager.Read(buf)
-		if err == nil && string(buf[:n]) != "READY=1" {
-			err = fmt.Errorf("notified %q", buf[:n])
-		}
-		ready <- err
-	}()
-	select {
-	case err = <-ready:
-	case <-d.done:
-		err = errors.New("it ended")
-	}
-	if err != nil {
+	if err := m.ready(d.done); err != nil {
 		ts.Fatalf("agent %s is not ready: %v\n%s", name, err, readLog(d.log))
 	}
 }
@@ -189,9 +174,9 @@ func readLog(name string) string {
 	return string(text)
 }
 
-func stopAgent(ts *testscript.TestScript, neg bool, args []string) {
+func endAgent(ts *testscript.TestScript, neg bool, args []string) {
 	if len(args) != 1 || neg {
-		ts.Fatalf("usage: stop NAME")
+		ts.Fatalf("usage: end NAME")
 	}
 	d := ts.Value(daemonsKey{}).(map[string]*background)[args[0]]
 	if d == nil {

@@ -135,8 +135,12 @@ func (a *app) serve(ctx context.Context, s settings) (err error) {
 	if err := notify(daemon.SdNotifyReady); err != nil {
 		return err
 	}
-	err = server.Serve(ctx, listeners.mesh, listeners.ssh)
-	return errors.Join(err, notify(daemon.SdNotifyStopping))
+	defer func() {
+		if err := notify(daemon.SdNotifyStopping); err != nil {
+			log.Warn("service manager not told of the end", "err", err)
+		}
+	}()
+	return server.Serve(ctx, listeners.mesh, listeners.ssh)
 }
 
 // notify tells the service manager, if there is one.
