@@ -171,7 +171,8 @@ type Unlocker interface {
 // that the token does not have are bound to it.
 type Sealer interface {
 	// Seal encrypts req.Secret, of any length, to this token. It does not keep Secret.
-	// Errors: ErrUnsupported (policy), ErrAuthNeeded, ErrAbsent, ErrReplaced.
+	// Errors: ErrUnsupported (policy), ErrAuthNeeded (also if no PIN is set and PINOnce is
+	// asked for), ErrAbsent, ErrReplaced.
 	Seal(ctx context.Context, req SealRequest) (Sealed, error)
 	// Unseal returns the secret; the caller wipes it.
 	// Errors: ErrCorrupt (blob or Associated not as sealed), *PCRError, ErrAuthNeeded,
