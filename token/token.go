@@ -316,8 +316,8 @@ type DecryptRequest struct {
 }
 
 // Capabilities names what a Token or Key can do beyond the minimum, in a fixed
-// order: "generate", "import", "delete", "unlock", "seal", "sign", "agree", "agree-point",
-// "decrypt", "split". It is the one place that looks.
+// order: "generate", "import", "adopt", "delete", "unlock", "set-pin", "lock", "seal", "sign",
+// "agree", "agree-point", "decrypt", "split". It is the one place that looks.
 func Capabilities(v any) []string {
 	var out []string
 	add := func(ok bool, name string) {
@@ -329,10 +329,16 @@ func Capabilities(v any) []string {
 	add(ok, "generate")
 	_, ok = v.(Importer)
 	add(ok, "import")
+	_, ok = v.(Adopter)
+	add(ok, "adopt")
 	_, ok = v.(Deleter)
 	add(ok, "delete")
 	_, ok = v.(Unlocker)
 	add(ok, "unlock")
+	_, ok = v.(PINSetter)
+	add(ok, "set-pin")
+	_, ok = v.(Locker)
+	add(ok, "lock")
 	_, ok = v.(Sealer)
 	add(ok, "seal")
 	_, ok = v.(Signer)
