@@ -12,7 +12,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/mesh-agent/mesh-agent/internal/strictjson"
 	"github.com/mesh-agent/mesh-agent/keyshare"
 	"github.com/mesh-agent/mesh-agent/token"
 )
@@ -180,18 +179,18 @@ func TestPublishedEnvelopesParse(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := e.checkPayloadDigest(); err != nil {
+		if _, err := e.payloadDigest(); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
 		same(t, name, e.Header.ContentType(), "application/mmm/object")
-		if !strings.Contains(string(e.Trailer), "signatures") {
+		if len(e.Trailer.Signatures) != 1 {
 			t.Errorf("%s: the trailer is lost", name)
 		}
 		if _, err := e.Open(make([]byte, 32)); !errors.Is(err, token.ErrUnsupported) {
 			t.Errorf("%s: not encrypted: %v", name, err)
 		}
 		e.Body[0] ^= 1
-		if err := e.checkPayloadDigest(); err != token.ErrDecrypt {
+		if _, err := e.payloadDigest(); err != ErrPayloadDigest {
 			t.Errorf("%s: altered body: %v", name, err)
 		}
 	}
@@ -275,7 +274,7 @@ func TestOpenHasOneError(t *testing.T) {
 		}
 	}
 	e := must(Encrypt(rand.Reader, []byte("text"), "", pub))
-	e.Trailer = strictjson.Value(`{"PayloadDigest":"AAAA"}`)
+	e.Trailer = &Trailer{PayloadDigest: Binary{0, 0, 0}}
 	if _, err := e.Open(make([]byte, 32)); err != token.ErrDecrypt {
 		t.Errorf("wrong digest: %v", err)
 	}

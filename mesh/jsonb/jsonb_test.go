@@ -1,0 +1,141 @@
+package jsonb_test
+
+import (
+	"bytes"
+	"reflect"
+	"strings"
+	"testing"
+
+	"github.com/mesh-agent/mesh-agent/mesh/jsonb"
+)
+
+var samples = []struct {
+	name, octets string
+	value        any
+	json         string
+}{
+	{"empty object", "{}", jsonb.Object{}, `{}`},
+	{"empty array", "[]", []any{}, `[]`},
+	{"string", "\x80\x02hi", "hi", `"hi"`},
+	{"empty string", "\x80\x00", "", `""`},
+	{"octets", "\x88\x03\x00\xff\x10", []byte{0, 255, 16}, `"AP8Q"`},
+	{"constants", "[\xb0\xb1\xb2]", []any{true, false, nil}, `[true,false,null]`},
+	{"member", "{\xb4\x01a\x80\x01b\xb4\x01c{}}", jsonb.Object{{"a", "b"}, {"c", jsonb.Object{}}}, `{"a":"b","c":{}}`},
+	{"quotes", "\x80\x03\"\\\n", "\"\\\n", `"\"\\\n"`},
+	{"long string", "\x81\x01\x00" + strings.Repeat("x", 256), strings.Repeat("x", 256), `"` + strings.Repeat("x", 256) + `"`},
+}
+
+func TestValues(t *testing.T) {
+	t.Parallel()
+	for _, s := range samples {
+		v, err := jsonb.Parse([]byte(s.octets))
+		if err != nil || !reflect.DeepEqual(v, s.value) {
+			t.Errorf("%s: %#v, %v", s.name, v, err)
+		}
+		out, err := jsonb.Append(nil, s.value)
+		if err != nil || string(out) != s.octets {
+			t.Errorf("%s: writes %x, %v", s.name, out, err)
+		}
+		text, err := jsonb.JSON(s.value)
+		if err != nil || string(text) != s.json {
+			t.Errorf("%s: JSON %s, %v", s.name, text, err)
+		}
+	}
+}
+
+func TestOtherForms(t *testing.T) {
+	t.Parallel()
+	for octets, want := range map[string]any{
+		"\x81\x00\x02hi":                               "hi",
+		"\x82\x00\x00\x00\x02hi":                       "hi",
+		"\x84\x01h\x80\x01i":                           "hi",
+		"\x84\x01\xc3\x80\x01\xa4":                     "ä", // cut inside a character
+		"\x8c\x01\x01\x8d\x00\x01\x02\x88\x00":         []byte{1, 2},
+		"{\xb5\x00\x01a\xb0\xb6\x00\x00\x00\x01b\xb1}": jsonb.Object{{"a", true}, {"b", false}},
+	} {
+		v, err := jsonb.Parse([]byte(octets))
+		if err != nil || !reflect.DeepEqual(v, want) {
+			t.Errorf("%x: %#v, %v", octets, v, err)
+		}
+	}
+}
+
+func TestRefuses(t *testing.T) {
+	t.Parallel()
+	for name, octets := range map[string]string{
+		"nothing":                "",
+		"more follows":           "{}{}",
+		"white space":            " {}",
+		"JSON text":              `{"a":1}`,
+		"comma":                  "[\xb0,\xb0]",
+		"open object":            "{",
+		"open array":             "[\xb0",
+		"wrong bracket":          "[}",
+		"name without value":     "{\xb4\x01a}",
+		"value without name":     "{\x80\x01a}",
+		"duplicate":              "{\xb4\x01a\xb0\xb4\x01a\xb1}",
+		"duplicate in two forms": "{\xb4\x01a\xb0\xb5\x00\x01a\xb1}",
+		"short string":           "\x80\x03ab",
+		"short length":           "\x81\x01",
+		"huge length":            "\x82\xff\xff\xff\xffa",
+		"length of 8 octets":     "\x83\x00\x00\x00\x00\x00\x00\x00\x01a",
+		"not UTF-8":              "\x80\x01\xff",
+		"name not UTF-8":         "{\xb4\x01\xff\xb0}",
+		"open pieces":            "\x84\x01a",
+		"mixed pieces":           "\x84\x01a\x88\x01b",
+		"piece and value":        "\x84\x01a\xb0",
+		"integer":                "\xa0\x01",
+		"name outside":           "\xb4\x01a",
+		"unknown code":           "\xff",
+		"too deep":               strings.Repeat("[", 40) + strings.Repeat("]", 40),
+	} {
+		if v, err := jsonb.Parse([]byte(octets)); err == nil {
+			t.Errorf("%s: %#v", name, v)
+		}
+	}
+	if _, err := jsonb.Append(nil, []any{1}); err == nil {
+		t.Error("a number is written")
+	}
+	if _, err := jsonb.JSON(jsonb.Object{{"a", []any{1}}}); err == nil {
+		t.Error("a number is written as JSON")
+	}
+}
+
+func TestIs(t *testing.T) {
+	t.Parallel()
+	for octets, want := range map[string]bool{"{\xb4": true, "[\x80": true, "{}": false, `{"a"`: false, "{\n": false, "": false, "\x80\x00": false} {
+		if jsonb.Is([]byte(octets)) != want {
+			t.Errorf("Is(%x) is not %v", octets, want)
+		}
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	for _, s := range samples[:len(samples)-1] {
+		f.Add([]byte(s.octets))
+	}
+	f.Add([]byte("{\xb4\x01a\x84\x01x\x81\x00\x01y}"))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		v, err := jsonb.Parse(data)
+		if err != nil {
+			return
+		}
+		out, err := jsonb.Append(nil, v)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(out) > len(data) {
+			t.Fatalf("%x becomes longer: %x", data, out)
+		}
+		again, err := jsonb.Parse(out)
+		if err != nil || !reflect.DeepEqual(v, again) {
+			t.Fatalf("%x becomes %x: %v", data, out, err)
+		}
+		if third, _ := jsonb.Append(nil, again); !bytes.Equal(out, third) {
+			t.Fatalf("%x is written as %x", out, third)
+		}
+		if _, err := jsonb.JSON(v); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
