@@ -316,7 +316,7 @@ type DecryptRequest struct {
 }
 
 // Capabilities names what a Token or Key can do beyond the minimum, in a fixed
-// order: "generate", "import", "adopt", "delete", "unlock", "set-pin", "lock", "seal", "sign",
+// order: "generate", "import", "adopt", "delete", "unlock", "set-pin", "lock", "seal", "attest", "sign",
 // "agree", "agree-point", "decrypt", "split". It is the one place that looks.
 func Capabilities(v any) []string {
 	var out []string
@@ -341,6 +341,8 @@ func Capabilities(v any) []string {
 	add(ok, "lock")
 	_, ok = v.(Sealer)
 	add(ok, "seal")
+	_, ok = v.(Attester)
+	add(ok, "attest")
 	_, ok = v.(Signer)
 	add(ok, "sign")
 	_, ok = v.(Agreer)
