@@ -39,7 +39,7 @@ func PublicOf(k *token.PrivateKey) (token.PublicKey, error) {
 	if k.RSA != nil {
 		return rsaPublic(&k.RSA.PublicKey)
 	}
-	s, err := scalarOf(k)
+	s, err := ScalarOf(k)
 	if err != nil {
 		return token.PublicKey{}, fmt.Errorf("compute public key: %w: %w", token.ErrBadKey, err)
 	}
@@ -47,8 +47,8 @@ func PublicOf(k *token.PrivateKey) (token.PublicKey, error) {
 	return token.PublicKey{Algorithm: k.Algorithm, Octets: s.Public().Bytes()}, nil
 }
 
-// scalarOf returns the secret scalar of a key on a curve.
-func scalarOf(k *token.PrivateKey) (*keyshare.Scalar, error) {
+// ScalarOf returns the secret scalar of a key on a curve, which the caller wipes.
+func ScalarOf(k *token.PrivateKey) (*keyshare.Scalar, error) {
 	curve, ok := CurveOf(k.Algorithm)
 	if !ok {
 		return nil, fmt.Errorf("no %s key is given", k.Algorithm)

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/mesh-agent/mesh-agent/internal/strictjson"
+	"github.com/mesh-agent/mesh-agent/mesh/jsonb"
 )
 
 // Envelope is a DARE envelope in its JSON form, the array [header, body, trailer?]
@@ -50,6 +51,29 @@ type ContentMeta struct {
 	Other strictjson.Value `json:",embed"`
 }
 
+func (m *ContentMeta) isZero() bool {
+	return m.UniqueID == "" && m.MessageType == "" && m.ContentType == "" && m.Created.IsZero() && m.Other == nil
+}
+
+// DecodeBody reads a body that is one tagged object, in JSON or JSON-B. The tag, not the
+// header, says what an envelope holds.
+func DecodeBody(body []byte) (Tagged, error) {
+	if jsonb.Is(body) {
+		v, err := jsonb.Parse(body)
+		if err != nil {
+			return Tagged{}, err
+		}
+		if body, err = jsonb.JSON(v); err != nil {
+			return Tagged{}, err
+		}
+	}
+	var t Tagged
+	if err := strictjson.Unmarshal(body, &t); err != nil {
+		return Tagged{}, fmt.Errorf("parse body: %w", err)
+	}
+	return t, nil
+}
+
 // The content types of envelopes that hold a tagged object and a message.
 const (
 	ContentTypeObject  = "application/mmm/object"
@@ -63,6 +87,12 @@ func (h *Header) Meta() ContentMeta {
 		return ContentMeta{}
 	}
 	return m
+}
+
+func (h *Header) setMeta(m ContentMeta) error {
+	data, err := strictjson.Marshal(m)
+	h.ContentMetaData = data
+	return err
 }
 
 // ContentType returns the cty of ContentMetaData, empty if there is none.
@@ -108,4 +138,17 @@ func (e *Envelope) Marshal() ([]byte, error) {
 		parts = append(parts, e.Trailer)
 	}
 	return strictjson.Marshal(parts)
+}
+
+// MarshalJSON is Marshal, for envelopes inside other objects.
+func (e *Envelope) MarshalJSON() ([]byte, error) { return e.Marshal() }
+
+// UnmarshalJSON is ParseEnvelope, for envelopes inside other objects.
+func (e *Envelope) UnmarshalJSON(data []byte) error {
+	parsed, err := ParseEnvelope(data)
+	if err != nil {
+		return err
+	}
+	*e = *parsed
+	return nil
 }

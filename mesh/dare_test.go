@@ -19,7 +19,7 @@ import (
 // agreement is epk times the scalar of a key.
 func agreement(t testing.TB, key *token.PrivateKey, epk PublicParameters) *keyshare.Point {
 	t.Helper()
-	return must(keyshare.Agree(must(scalarOf(key)), must(epk.Point())))
+	return must(keyshare.Agree(must(ScalarOf(key)), must(epk.Point())))
 }
 
 type unwrapFixture struct {

@@ -12,7 +12,6 @@ import (
 	"fmt"
 	"io"
 
-	"github.com/mesh-agent/mesh-agent/internal/strictjson"
 	"github.com/mesh-agent/mesh-agent/keyshare"
 	"github.com/mesh-agent/mesh-agent/token"
 )
@@ -159,6 +158,8 @@ type EncryptOptions struct {
 	Encryption string
 	// ContentType goes into the header, in the clear, if not empty.
 	ContentType string
+	// Generation is that of the recipients' kid; G1 if zero.
+	Generation Generation
 }
 
 // Encrypt encrypts to each of the recipients with A256CBC, as published.
@@ -171,37 +172,47 @@ func Encrypt(rand io.Reader, plaintext []byte, contentType string, recipients ..
 // each gets an ephemeral key of its own. Errors: token.ErrUnsupported for an RSA recipient or an unknown
 // encryption, token.ErrBadRequest for no recipient, keyshare's for a bad point.
 func (o EncryptOptions) Encrypt(rand io.Reader, plaintext []byte, recipients ...token.PublicKey) (*Envelope, error) {
+	e, seed, err := o.encrypt(rand, plaintext, recipients)
+	clear(seed)
+	return e, err
+}
+
+// encrypt returns the base seed too, which the caller wipes.
+func (o EncryptOptions) encrypt(rand io.Reader, plaintext []byte, recipients []token.PublicKey) (*Envelope, []byte, error) {
 	if len(recipients) == 0 {
-		return nil, fmt.Errorf("encrypt: no recipient: %w", token.ErrBadRequest)
+		return nil, nil, fmt.Errorf("encrypt: no recipient: %w", token.ErrBadRequest)
 	}
 	if o.Encryption == "" {
 		o.Encryption = A256CBC
 	}
+	if o.Generation == 0 {
+		o.Generation = G1
+	}
 	random := make([]byte, baseSeedLen+saltLen)
-	defer clear(random[:baseSeedLen])
 	if _, err := io.ReadFull(rand, random); err != nil {
-		return nil, fmt.Errorf("encrypt: %w", err)
+		return nil, nil, fmt.Errorf("encrypt: %w", err)
 	}
-	seed, salt := random[:baseSeedLen], bytes.Clone(random[baseSeedLen:])
+	seed, salt := random[:baseSeedLen:baseSeedLen], bytes.Clone(random[baseSeedLen:])
 	e := &Envelope{Header: Header{Encryption: o.Encryption, Salt: salt}}
-	if err := e.seal(seed, plaintext); err != nil {
-		return nil, fmt.Errorf("encrypt: %w", err)
-	}
+	err := e.seal(seed, plaintext)
 	for _, pub := range recipients {
-		r, err := newRecipient(rand, seed, pub)
 		if err != nil {
-			return nil, fmt.Errorf("encrypt to %s key: %w", pub.Algorithm, err)
+			break
+		}
+		var r Recipient
+		if r, err = newRecipient(rand, seed, pub, o.Generation); err != nil {
+			err = fmt.Errorf("to %s key: %w", pub.Algorithm, err)
 		}
 		e.Header.Recipients = append(e.Header.Recipients, r)
 	}
-	if o.ContentType != "" {
-		meta, err := strictjson.Marshal(ContentMeta{ContentType: o.ContentType})
-		if err != nil {
-			return nil, fmt.Errorf("encrypt: %w", err)
-		}
-		e.Header.ContentMetaData = meta
+	if err == nil && o.ContentType != "" {
+		err = e.Header.setMeta(ContentMeta{ContentType: o.ContentType})
 	}
-	return e, nil
+	if err != nil {
+		clear(seed)
+		return nil, nil, fmt.Errorf("encrypt: %w", err)
+	}
+	return e, seed, nil
 }
 
 // seal sets the body.
@@ -227,7 +238,7 @@ func (e *Envelope) seal(seed, plaintext []byte) error {
 	return nil
 }
 
-func newRecipient(rand io.Reader, seed []byte, pub token.PublicKey) (Recipient, error) {
+func newRecipient(rand io.Reader, seed []byte, pub token.PublicKey, g Generation) (Recipient, error) {
 	curve, ok := CurveOf(pub.Algorithm)
 	if !ok {
 		return Recipient{}, token.ErrUnsupported
@@ -254,7 +265,7 @@ func newRecipient(rand io.Reader, seed []byte, pub token.PublicKey) (Recipient, 
 	if err != nil {
 		return Recipient{}, err
 	}
-	udf, err := Fingerprint(pub, G1)
+	udf, err := Fingerprint(pub, g)
 	if err != nil {
 		return Recipient{}, err
 	}

@@ -33,14 +33,31 @@ type KeyData struct {
 	X509CSR           Binary             `json:",omitzero"`
 }
 
-// PrivateParameters is the tagged choice of private key; exactly one member is set. The
-// last two name keys of which only a part is here; they are recognised and not supported.
+// PrivateParameters is the tagged choice of private key; exactly one member is set. Of
+// the last two only a part is here: they are read, and no PrivateKey can be had of them.
 type PrivateParameters struct {
-	PrivateKeyECDH   *PrivateKeyECDH  `json:",omitzero"`
-	PrivateKeyRSA    *PrivateKeyRSA   `json:",omitzero"`
-	PrivateKeyUDF    *PrivateKeyUDF   `json:",omitzero"`
-	KeyShare         strictjson.Value `json:",omitzero"`
-	CompositePrivate strictjson.Value `json:",omitzero"`
+	PrivateKeyECDH   *PrivateKeyECDH   `json:",omitzero"`
+	PrivateKeyRSA    *PrivateKeyRSA    `json:",omitzero"`
+	PrivateKeyUDF    *PrivateKeyUDF    `json:",omitzero"`
+	KeyShare         *KeyShare         `json:",omitzero"`
+	CompositePrivate *CompositePrivate `json:",omitzero"`
+}
+
+// KeyShare is one share of a key, of which a service holds the other
+// (draft-hallambaker-mesh-schema-08, Section 10.1.2).
+type KeyShare struct {
+	PublicPrimary  *PublicParameters  `json:",omitzero"` // the whole key's
+	Share          *PrivateParameters `json:",omitzero"`
+	ServiceID      string             `json:"ServiceId,omitzero"`
+	ServiceAddress string             `json:",omitzero"`
+}
+
+// CompositePrivate is a key that is the sum of one bound to a device, which is named only,
+// and others (draft-hallambaker-mesh-schema-08, Section 10.1.3).
+type CompositePrivate struct {
+	DeviceKeyUdf string             `json:",omitzero"`
+	PrivateSalt  *PrivateParameters `json:",omitzero"`
+	ServiceShare *PrivateParameters `json:",omitzero"`
 }
 
 // PrivateKeyECDH is a private key on one of the seven curves. On the 25519 and 448
@@ -205,6 +222,43 @@ func MarshalKeyDataPublic(pub token.PublicKey, g Generation) []byte {
 	return out
 }
 
+// NewKeyData returns a public key as KeyData with its Udf of generation g. X25519 keys are
+// written without sign where the sign is the one that readers assume (v even), and with
+// it otherwise, since sums need it.
+func NewKeyData(pub token.PublicKey, g Generation) (*KeyData, error) {
+	udf, err := Fingerprint(pub, g)
+	if err != nil {
+		return nil, err
+	}
+	parameters := ordinaryParameters(pub)
+	if pub.Algorithm == token.X25519 && pub.Octets[32] != 0 {
+		parameters = Parameters(pub)
+	}
+	return &KeyData{Udf: udf, PublicParameters: &parameters}, nil
+}
+
+// NewPrivateKeyData returns a private key on a curve as KeyData: a seed under the curve's
+// name, a scalar under that with z. The octets are copied: the caller wipes key and result.
+func NewPrivateKeyData(key *token.PrivateKey, g Generation) (*KeyData, error) {
+	pub, err := PublicOf(key)
+	if err != nil {
+		return nil, err
+	}
+	if key.RSA != nil {
+		return nil, fmt.Errorf("write %s private key: %w", pub.Algorithm, token.ErrUnsupported)
+	}
+	k, err := NewKeyData(pub, g)
+	if err != nil {
+		return nil, err
+	}
+	private := &PrivateKeyECDH{Curve: string(key.Algorithm), Private: slices.Clone(key.Seed)}
+	if key.Scalar != nil {
+		private = &PrivateKeyECDH{Curve: string(key.Algorithm) + "z", Private: slices.Clone(key.Scalar)}
+	}
+	k.PrivateParameters = &PrivateParameters{PrivateKeyECDH: private}
+	return k, nil
+}
+
 // MarshalKeyDataScalar writes {"KeyData":{...}} with a private scalar in the curve's
 // encoding, under the curve's name with z, and its public key in the signed form. The
 // caller wipes the result.
@@ -264,15 +318,18 @@ func (p *PrivateParameters) check() error {
 	case set != 1:
 		return fmt.Errorf("exactly one private key is expected, there are %d: %w", set, token.ErrBadKey)
 	case p.KeyShare != nil:
-		return fmt.Errorf("KeyShare is not supported: %w", token.ErrBadKey)
+		return fmt.Errorf("a KeyShare is not a whole key: %w", token.ErrBadKey)
 	case p.CompositePrivate != nil:
-		return fmt.Errorf("CompositePrivate is not supported: %w", token.ErrBadKey)
+		return fmt.Errorf("a CompositePrivate is not a whole key: %w", token.ErrBadKey)
 	}
 	return nil
 }
 
 // Wipe overwrites the secret octets. It cannot reach a seed, which is a string.
 func (p *PrivateParameters) Wipe() {
+	if p == nil {
+		return
+	}
 	if k := p.PrivateKeyECDH; k != nil {
 		clear(k.Private)
 	}
@@ -281,8 +338,13 @@ func (p *PrivateParameters) Wipe() {
 			clear(b)
 		}
 	}
-	clear(p.KeyShare)
-	clear(p.CompositePrivate)
+	if k := p.KeyShare; k != nil {
+		k.Share.Wipe()
+	}
+	if k := p.CompositePrivate; k != nil {
+		k.PrivateSalt.Wipe()
+		k.ServiceShare.Wipe()
+	}
 }
 
 func (k *PrivateKeyECDH) privateKey() (*token.PrivateKey, error) {
