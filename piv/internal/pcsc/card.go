@@ -1,0 +1,138 @@
+package pcsc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+)
+
+// The longest short APDUs (ISO 7816-4).
+const (
+	maxCommand  = 4 + 1 + 255 + 1
+	maxResponse = 256 + 2
+)
+
+// How long to wait before asking again for a card that another program uses.
+const (
+	pollFirst = time.Millisecond
+	pollMost  = 50 * time.Millisecond
+)
+
+// Card is a shared connection to the card in a reader. It is used by the goroutine that uses
+// its client.
+type Card struct {
+	client   *Client
+	handle   uint32
+	protocol uint32
+}
+
+// Connect connects to the card in a reader, together with other programs. SharingViolation
+// says that another program keeps all others out.
+func (c *Client) Connect(ctx context.Context, reader string) (*Card, error) {
+	const shareShared, protocolAny = 2, 3
+	if len(reader) == 0 || len(reader) >= nameLen {
+		return nil, UnknownReader
+	}
+	// struct connect_struct
+	var name [nameLen]byte
+	copy(name[:], reader)
+	b := append(words(c.context), name[:]...)
+	b = append(b, words(shareShared, protocolAny, 0, 0, 0)...)
+	reply, err := c.result(ctx, cmdConnect, b)
+	if err != nil {
+		return nil, fmt.Errorf("connect to card: %w", err)
+	}
+	tail := reply[4+nameLen:]
+	card := &Card{client: c, handle: word(tail, 2), protocol: word(tail, 3)}
+	if card.protocol != 1 && card.protocol != 2 {
+		return nil, c.fail(fmt.Errorf("%w: connected by protocol %d", ErrProtocol, card.protocol))
+	}
+	return card, nil
+}
+
+// Disconnect ends the connection to the card. CardReset from here says that somebody else
+// had reset it, and is not an error.
+func (k *Card) Disconnect(ctx context.Context, d Disposition) error {
+	_, err := k.client.result(ctx, cmdDisconnect, words(k.handle, uint32(d), 0))
+	if err != nil && !errors.Is(err, CardReset) {
+		return fmt.Errorf("disconnect card: %w", err)
+	}
+	return nil
+}
+
+// Begin begins a transaction: until End no other program reaches the card. While another
+// program is in one, Begin waits. CardReset and CardRemoved say that this is not the card, or
+// not its state, that was connected to.
+func (k *Card) Begin(ctx context.Context) error {
+	for pause := pollFirst; ; pause = min(2*pause, pollMost) {
+		_, err := k.client.result(ctx, cmdBegin, words(k.handle, 0))
+		switch {
+		case err == nil:
+			return nil
+		case !errors.Is(err, SharingViolation):
+			return fmt.Errorf("begin transaction: %w", err)
+		}
+		if err := Pause(ctx, pause); err != nil {
+			return fmt.Errorf("begin transaction: %w", err)
+		}
+	}
+}
+
+// End ends the transaction.
+func (k *Card) End(ctx context.Context, d Disposition) error {
+	if _, err := k.client.result(ctx, cmdEnd, words(k.handle, uint32(d), 0)); err != nil {
+		return fmt.Errorf("end transaction: %w", err)
+	}
+	return nil
+}
+
+// Transmit sends a short command APDU and returns the response, 2 to 258 octets.
+// struct transmit_struct: handle, two protocol headers, lengths, result; the APDUs follow.
+func (k *Card) Transmit(ctx context.Context, command []byte) ([]byte, error) {
+	if len(command) < 4 || len(command) > maxCommand {
+		return nil, fmt.Errorf("transmit: command of %d octets", len(command))
+	}
+	const pciLen = 16 // sizeof(SCARD_IO_REQUEST); pcscd does not look at it
+	c := k.client
+	release, err := c.begin(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	request := words(k.handle, k.protocol, pciLen, uint32(len(command)), k.protocol, pciLen, maxResponse, 0)
+	if err := c.send(ctx, cmdTransmit, request, command); err != nil {
+		return nil, err
+	}
+	reply := make([]byte, len(request))
+	if err := c.read(ctx, reply); err != nil {
+		return nil, err
+	}
+	if err := check(word(reply, 7)); err != nil {
+		return nil, fmt.Errorf("transmit: %w", err)
+	}
+	n := word(reply, 6)
+	if n > maxResponse || word(reply, 0) != k.handle {
+		return nil, c.fail(fmt.Errorf("%w: response of %d octets from handle %x", ErrProtocol, n, word(reply, 0)))
+	}
+	response := make([]byte, n)
+	if err := c.read(ctx, response); err != nil {
+		return nil, err
+	}
+	if n < 2 {
+		return nil, fmt.Errorf("transmit: response of %d octets: %w", n, NotTransacted)
+	}
+	return response, nil
+}
+
+// Pause waits, no longer than ctx lasts.
+func Pause(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
