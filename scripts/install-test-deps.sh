@@ -17,6 +17,12 @@ if [ "${1:-}" != demo ]; then
 	need systemd-socket-activate systemd
 	need gcc gcc # go test -race needs it
 	[ -e /usr/include/stdio.h ] || missing="$missing libc6-dev"
+	need pcscd pcscd
+	[ -e /usr/lib/pcsc/drivers/serial/libifdvpcd.so ] || missing="$missing vsmartcard-vpcd"
+	need pcsc_scan pcsc-tools
+	need opensc-tool opensc
+	need yubico-piv-tool yubico-piv-tool
+	need yubikey-agent yubikey-agent
 fi
 [ -n "$missing" ] || exit 0
 

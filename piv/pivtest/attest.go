@@ -1,0 +1,133 @@
+package pivtest
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
+	"fmt"
+	"math/big"
+	"time"
+)
+
+// Extensions of attestation certificates
+// (https://developers.yubico.com/PIV/Introduction/PIV_attestation.html).
+var (
+	oidFirmware   = asn1.ObjectIdentifier{1, 3, 6, 1, 4, 1, 41482, 3, 3}
+	oidSerial     = asn1.ObjectIdentifier{1, 3, 6, 1, 4, 1, 41482, 3, 7}
+	oidPolicy     = asn1.ObjectIdentifier{1, 3, 6, 1, 4, 1, 41482, 3, 8}
+	oidFormFactor = asn1.ObjectIdentifier{1, 3, 6, 1, 4, 1, 41482, 3, 9}
+)
+
+const formFactor = 0x01 // USB-A keychain
+
+// attestation is the key in slot F9 and the chain above it. It does not change.
+type attestation struct {
+	key    *slotKey
+	cert   *x509.Certificate
+	root   *x509.Certificate
+	object []byte // as stored in object 5FFF01
+}
+
+// newAttestation makes a root of its own for every card.
+func newAttestation() *attestation {
+	rootKey, deviceKey := mustP256(), mustP256()
+	rootTemplate := caTemplate("pivtest root", 1)
+	root := mustCertificate(rootTemplate, rootTemplate, rootKey, rootKey)
+	cert := mustCertificate(caTemplate("pivtest PIV Attestation", 0), root, deviceKey, rootKey)
+	return &attestation{
+		key:    &slotKey{(*ecKey)(deviceKey), AlgP256, PINPolicyAlways, TouchPolicyNever, originImported},
+		cert:   cert,
+		root:   root,
+		object: certificateObject(cert.Raw),
+	}
+}
+
+func caTemplate(name string, pathLength int) *x509.Certificate {
+	return &x509.Certificate{
+		Subject:               pkix.Name{CommonName: name},
+		SerialNumber:          new(big.Int).SetBytes(random(8)),
+		NotBefore:             time.Date(2016, 3, 14, 0, 0, 0, 0, time.UTC),
+		NotAfter:              time.Date(2052, 4, 17, 0, 0, 0, 0, time.UTC),
+		IsCA:                  true,
+		BasicConstraintsValid: true,
+		MaxPathLen:            pathLength,
+		MaxPathLenZero:        pathLength == 0,
+		KeyUsage:              x509.KeyUsageCertSign,
+	}
+}
+
+func mustP256() *ecdsa.PrivateKey {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		panic(err) // crypto/rand does not fail
+	}
+	return key
+}
+
+func mustCertificate(template, parent *x509.Certificate, key, signer *ecdsa.PrivateKey) *x509.Certificate {
+	der, err := x509.CreateCertificate(rand.Reader, template, parent, &key.PublicKey, signer)
+	if err != nil {
+		panic(err) // the templates are our own
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		panic(err)
+	}
+	return cert
+}
+
+// certificateObject wraps a certificate as SP 800-73-4 Part 1, Table 10 says.
+func certificateObject(der []byte) []byte {
+	return append(append(encode(0x70, der), encode(0x71, []byte{0})...), encode(0xFE)...)
+}
+
+// AttestationRoot returns the certificate authority above the key that the card came with in slot F9.
+func (c *Card) AttestationRoot() *x509.Certificate { return c.state.attestation.root }
+
+// attest makes the statement about a key generated in a slot, signed with the key that is in F9 now.
+func (c *Card) attest(slot byte) ([]byte, sw) {
+	key, device := c.state.keys[slot], c.state.keys[SlotAttestation]
+	if slot == SlotAttestation || key == nil || key.origin != originGenerated || device == nil {
+		return nil, swWrongData
+	}
+	private, ok := device.privateKey.(*ecKey)
+	if !ok {
+		return nil, swConditions // a key imported into F9 that is not EC: not simulated
+	}
+	serial, err := asn1.Marshal(int64(c.config.Serial))
+	if err != nil {
+		return nil, swUnknownFailure
+	}
+	template := &x509.Certificate{
+		Subject:      pkix.Name{CommonName: fmt.Sprintf("YubiKey PIV Attestation %x", slot)},
+		SerialNumber: new(big.Int).SetBytes(random(16)),
+		NotBefore:    c.state.attestation.cert.NotBefore,
+		NotAfter:     c.state.attestation.cert.NotAfter,
+		ExtraExtensions: []pkix.Extension{
+			{Id: oidFirmware, Value: c.config.Version[:]},
+			{Id: oidSerial, Value: serial},
+			{Id: oidPolicy, Value: []byte{key.pin, key.touch}},
+			{Id: oidFormFactor, Value: []byte{formFactor}},
+		},
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, c.issuer(), key.public(), private.key())
+	if err != nil {
+		return nil, swUnknownFailure
+	}
+	return der, swOK
+}
+
+// issuer returns what stands as issuer in statements: the certificate stored for F9 if it
+// fits the key there, else the name alone.
+func (c *Card) issuer() *x509.Certificate {
+	parts, ok := decodeAll(c.state.objects[objectAttestation])
+	if ok {
+		if cert, err := x509.ParseCertificate(parts[0x70]); err == nil {
+			return cert
+		}
+	}
+	return c.state.attestation.cert
+}
