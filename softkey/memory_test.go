@@ -73,3 +73,20 @@ func TestMemoryKeyRefused(t *testing.T) {
 	_, err = NewPrivate("P1", token.UseSign)
 	wantErr(t, "unknown algorithm", err, token.ErrUnsupported)
 }
+
+// TestPolicyRefused wants no key that asks for less than its policy does.
+func TestPolicyRefused(t *testing.T) {
+	t.Parallel()
+	tok := openToken(t, t.TempDir(), Options{Insecure: true})
+	for _, p := range []token.Policy{{PIN: token.PINOnce}, {PIN: token.PINAlways}, {Touch: token.TouchCached}, {Touch: token.TouchAlways}} {
+		_, err := tok.Generate(t.Context(), token.GenerateRequest{Algorithm: token.Ed25519, Use: token.UseSign, Policy: p})
+		wantErr(t, "Generate", err, token.ErrUnsupported)
+		private := &token.PrivateKey{Algorithm: token.Ed25519, Seed: make([]byte, 32)}
+		_, err = tok.Import(t.Context(), token.ImportRequest{Private: private, Use: token.UseSign, Policy: p})
+		wantErr(t, "Import", err, token.ErrUnsupported)
+	}
+	none := token.Policy{PIN: token.PINNever, Touch: token.TouchNever}
+	if _, err := tok.Generate(t.Context(), token.GenerateRequest{Algorithm: token.Ed25519, Use: token.UseSign, Policy: none}); err != nil {
+		t.Error(err)
+	}
+}

@@ -113,7 +113,7 @@ func (t *Token) Generate(ctx context.Context, req token.GenerateRequest) (token.
 	if err := t.ready(ctx); err != nil {
 		return token.Created{}, err
 	}
-	if err := supported(req.Algorithm, req.Use); err != nil {
+	if err := errors.Join(supported(req.Algorithm, req.Use), asksNothing(req.Policy)); err != nil {
 		return token.Created{}, err
 	}
 	m, err := generate(req.Algorithm, req.Use)
@@ -133,7 +133,7 @@ func (t *Token) Import(ctx context.Context, req token.ImportRequest) (token.Crea
 	if req.Private == nil {
 		return token.Created{}, fmt.Errorf("import key: %w: none given", token.ErrBadKey)
 	}
-	if err := supported(req.Private.Algorithm, req.Use); err != nil {
+	if err := errors.Join(supported(req.Private.Algorithm, req.Use), asksNothing(req.Policy)); err != nil {
 		return token.Created{}, err
 	}
 	m, err := newMaterial(req.Private, req.Use)
@@ -226,6 +226,14 @@ func (t *Token) drop(key softKey) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	delete(t.open, key) // fine on a nil map
+}
+
+// asksNothing refuses policies: there is neither a PIN nor anything to touch.
+func asksNothing(p token.Policy) error {
+	if p.PIN != token.PINDefault && p.PIN != token.PINNever || p.Touch != token.TouchDefault && p.Touch != token.TouchNever {
+		return fmt.Errorf("software keys with PIN %q and touch %q: %w", string(p.PIN), string(p.Touch), token.ErrUnsupported)
+	}
+	return nil
 }
 
 func supported(a token.Algorithm, u token.Use) error {

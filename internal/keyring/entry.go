@@ -25,6 +25,9 @@ type Entry struct {
 	Use        token.Use
 	Token      string           // name of the token, of the first part of a composite
 	Protection token.Protection // of a composite: that of its least protected part
+	Guard      token.Guard      // of a sealed key: what opens it, of the same part
+	Policy     token.Policy     // what was asked for when the key was made, of the first part
+	PCRs       string           // the selection of a key sealed to PCRs, of the first part
 	Label      string
 	Public     token.PublicKey
 	Imported   bool              // the key, or a part of it, was outside of the token once
@@ -51,6 +54,18 @@ func (e *Entry) Parts() []Part {
 		out[i] = Part{Token: p.tokenName, Protection: p.protection, Public: p.public, Imported: p.imported}
 	}
 	return out
+}
+
+// Protected says what guards the key, as listings have it: "token", "software",
+// "sealed (machine)", "sealed+PIN" or "sealed+PCR".
+func (e *Entry) Protected() string {
+	switch {
+	case e.Protection != token.ProtectionSealed:
+		return string(e.Protection)
+	case e.Guard == token.GuardPIN || e.Guard == token.GuardPCR:
+		return string(e.Protection) + "+" + string(e.Guard)
+	}
+	return string(e.Protection) + " (" + string(token.GuardMachine) + ")"
 }
 
 // Operations returns what the key can do now, as the Operate messages call it without

@@ -32,7 +32,8 @@ type ConflictError struct {
 	Udf   string
 	Use   token.Use
 	Token string
-	// Differs is "use", "token", "share-to" or "sign of the public key".
+	// Differs is "use", "token", "protection", "share-to", "sign of the public key" or
+	// "composition".
 	Differs string
 }
 
@@ -62,6 +63,7 @@ func (g Gate) enter(ctx context.Context, tokenName string) (leave func(), err er
 type Keyring struct {
 	store    *store.Store
 	tokens   []token.Token
+	software Software
 	snapshot atomic.Pointer[Snapshot]
 
 	mu   sync.Mutex                 // never held across I/O
@@ -71,11 +73,26 @@ type Keyring struct {
 // wait is closed when what is waited for is over.
 type wait chan struct{}
 
-// Open reads the records of st and takes over st and the tokens: Close closes them, but
-// after an error the caller does. It opens no key. It fails if the folder cannot be read or two tokens have one name, never
-// because one record is bad: those are in Snapshot.Problems.
+// Config is what a Keyring is made of.
+type Config struct {
+	Store  *store.Store
+	Tokens []token.Token
+	// Software makes the keys that tokens seal. Without it sealed keys do not open.
+	Software Software
+}
+
+// Open is OpenConfig without sealed keys.
 func Open(st *store.Store, tokens ...token.Token) (*Keyring, error) {
-	k := &Keyring{store: st, tokens: slices.Clone(tokens), busy: make(map[[sha256.Size]byte]wait)}
+	return OpenConfig(Config{Store: st, Tokens: tokens})
+}
+
+// OpenConfig reads the records of the store and takes over store and tokens: Close closes
+// them, but after an error the caller does. It opens no key. It fails if the folder cannot be
+// read or two tokens have one name, never because one record is bad: those are in
+// Snapshot.Problems.
+func OpenConfig(c Config) (*Keyring, error) {
+	st := c.Store
+	k := &Keyring{store: st, tokens: slices.Clone(c.Tokens), software: c.Software, busy: make(map[[sha256.Size]byte]wait)}
 	if err := k.checkNames(); err != nil {
 		return nil, err
 	}
@@ -89,7 +106,7 @@ func Open(st *store.Store, tokens ...token.Token) (*Keyring, error) {
 	}
 	var slots []*slot
 	for _, r := range records {
-		s, err := newSlot(r, k.lookup)
+		s, err := k.newSlot(r)
 		if err != nil {
 			problems = append(problems, fmt.Sprintf("key %s: %v", r.Udf, err))
 			continue
@@ -136,9 +153,10 @@ func (k *Keyring) lookup(name string) token.Token {
 	return nil
 }
 
-// Close closes the tokens, which ends all keys, and the store.
+// Close closes the tokens, which ends all keys, wipes the sealed keys that are open, and
+// closes the store.
 func (k *Keyring) Close() error {
-	var errs []error
+	errs := []error{k.forgetSealed("")}
 	for _, t := range k.tokens {
 		errs = append(errs, t.Close())
 	}

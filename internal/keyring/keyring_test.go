@@ -24,7 +24,8 @@ import (
 // fixture is a keyring that can be closed and opened again over the same folder.
 type fixture struct {
 	*Keyring
-	dir string
+	dir      string
+	software Software
 }
 
 func newRing(t testing.TB, tokens ...token.Token) *fixture {
@@ -45,7 +46,7 @@ func (f *fixture) start(t testing.TB, tokens ...token.Token) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if f.Keyring, err = Open(st, tokens...); err != nil {
+	if f.Keyring, err = OpenConfig(Config{Store: st, Tokens: tokens, Software: f.software}); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -22,6 +22,8 @@ type GenerateSpec struct {
 	Use       token.Use
 	Label     string            // one line of at most 256 octets, or empty
 	ShareTo   []token.PublicKey // for use split, and only for it: X25519 or X448 keys
+	Policy    token.Policy      // what the key asks of its user
+	PCRs      string            // for GenerateSealed only: a selection such as "sha256:7,14"
 }
 
 // ImportSpec says which key to take in.
@@ -31,16 +33,21 @@ type ImportSpec struct {
 	Label   string
 	Private *token.PrivateKey // the caller wipes it
 	ShareTo []token.PublicKey
+	Policy  token.Policy
+	PCRs    string // for ImportSealed only
 }
 
 // CompositeSpec says which contribution to add to which key.
 type CompositeSpec struct {
 	// Base is the KeyId of a key that the ring holds, of the same use.
 	Base string
-	// Token takes the contribution.
+	// Token takes the contribution, or seals it if Seal is set.
 	Token string
-	Use   token.Use
-	Label string
+	Seal  bool
+	// Policy is that of the contribution.
+	Policy token.Policy
+	Use    token.Use
+	Label  string
 	// Contribution is the scalar that is added, on the curve of Base. The caller wipes it.
 	Contribution *token.PrivateKey
 }
@@ -50,7 +57,10 @@ type CompositeSpec struct {
 // token.ErrBadRequest for bad recipients or a bad label, token.ErrFault for a token that
 // does not stand by what it made.
 func (k *Keyring) Generate(ctx context.Context, gate Gate, spec GenerateSpec) (*Entry, error) {
-	d := draft{use: spec.Use, label: spec.Label, shareTo: spec.ShareTo, tokenName: spec.Token}
+	d := draft{use: spec.Use, label: spec.Label, shareTo: spec.ShareTo, tokenName: spec.Token, policy: spec.Policy}
+	if spec.PCRs != "" {
+		return nil, errPCRs
+	}
 	tok, err := k.begin(d, spec.Algorithm)
 	if err != nil {
 		return nil, err
@@ -60,7 +70,7 @@ func (k *Keyring) Generate(ctx context.Context, gate Gate, spec GenerateSpec) (*
 		return nil, fmt.Errorf("token %q makes no keys: %w", spec.Token, token.ErrUnsupported)
 	}
 	s, err := k.create(ctx, gate, d, tok, func() (token.Created, error) {
-		return generator.Generate(ctx, token.GenerateRequest{Algorithm: spec.Algorithm, Use: spec.Use, Associated: d.associated()})
+		return generator.Generate(ctx, token.GenerateRequest{Algorithm: spec.Algorithm, Use: spec.Use, Associated: d.associated(token.PublicKey{}), Policy: d.policy})
 	})
 	if err != nil {
 		return nil, err
@@ -80,12 +90,22 @@ func (k *Keyring) Generate(ctx context.Context, gate Gate, spec GenerateSpec) (*
 // and recipients was there already, and then nothing changes; if any of these differs, the
 // error is a *ConflictError. Errors otherwise as token.Importer and Generate.
 func (k *Keyring) Import(ctx context.Context, gate Gate, spec ImportSpec) (e *Entry, existed bool, err error) {
-	d := draft{use: spec.Use, label: spec.Label, shareTo: spec.ShareTo, tokenName: spec.Token, imported: true}
+	d := draft{use: spec.Use, label: spec.Label, shareTo: spec.ShareTo, tokenName: spec.Token, imported: true, policy: spec.Policy}
+	if spec.PCRs != "" {
+		return nil, false, errPCRs
+	}
 	importer, err := k.beginImport(d, spec.Private.Algorithm)
 	if err != nil {
 		return nil, false, err
 	}
-	public, err := mesh.PublicOf(spec.Private)
+	return k.importOnce(ctx, gate, d, importer, spec.Private, func() (token.Created, error) {
+		return importer.Import(ctx, token.ImportRequest{Private: spec.Private, Use: d.use, Associated: d.associated(token.PublicKey{}), Policy: d.policy})
+	})
+}
+
+// importOnce has make put a key into the token unless the ring has it.
+func (k *Keyring) importOnce(ctx context.Context, gate Gate, d draft, tok token.Token, private *token.PrivateKey, make func() (token.Created, error)) (e *Entry, existed bool, err error) {
+	public, err := mesh.PublicOf(private)
 	if err != nil {
 		return nil, false, fmt.Errorf("import key: %w", err)
 	}
@@ -100,14 +120,13 @@ func (k *Keyring) Import(ctx context.Context, gate Gate, spec ImportSpec) (e *En
 		}
 		return held, true, nil
 	}
-	e, err = k.importNew(ctx, gate, d, importer, spec.Private, public)
+	e, err = k.importNew(ctx, gate, d, tok, public, make)
 	return e, false, err
 }
 
-func (k *Keyring) importNew(ctx context.Context, gate Gate, d draft, importer tokenImporter, private *token.PrivateKey, public token.PublicKey) (*Entry, error) {
-	s, err := k.create(ctx, gate, d, importer, func() (token.Created, error) {
-		return importer.Import(ctx, token.ImportRequest{Private: private, Use: d.use, Associated: d.associated()})
-	})
+// importNew has make put a key into the token and checks that it is the one of public.
+func (k *Keyring) importNew(ctx context.Context, gate Gate, d draft, tok token.Token, public token.PublicKey, make func() (token.Created, error)) (*Entry, error) {
+	s, err := k.create(ctx, gate, d, tok, make)
 	if err != nil {
 		return nil, err
 	}
@@ -132,8 +151,8 @@ func (k *Keyring) AddComposite(ctx context.Context, gate Gate, spec CompositeSpe
 	if base.Algorithm != spec.Contribution.Algorithm {
 		return nil, fmt.Errorf("%w: a contribution of algorithm %s to a key of %s", token.ErrBadRequest, spec.Contribution.Algorithm, base.Algorithm)
 	}
-	d := draft{use: spec.Use, label: spec.Label, tokenName: spec.Token, imported: true, base: base.slot}
-	importer, err := k.beginImport(d, base.Algorithm)
+	d := draft{use: spec.Use, label: spec.Label, tokenName: spec.Token, imported: true, policy: spec.Policy, base: base.slot}
+	add, err := k.beginContribution(ctx, &d, spec)
 	if err != nil {
 		return nil, err
 	}
@@ -149,7 +168,33 @@ func (k *Keyring) AddComposite(ctx context.Context, gate Gate, spec CompositeSpe
 	if held, err := k.Snapshot().FindPublic(public); err == nil {
 		return nil, &ConflictError{Udf: held.Udf, Use: held.Use, Token: held.Token, Differs: "composition"}
 	}
-	return k.importNew(ctx, gate, d, importer, spec.Contribution, public)
+	return k.importNew(ctx, gate, d, k.lookup(d.tokenName), public, add)
+}
+
+// beginContribution checks what is asked for and returns what takes the contribution in.
+func (k *Keyring) beginContribution(ctx context.Context, d *draft, spec CompositeSpec) (func() (token.Created, error), error) {
+	if spec.Seal {
+		if err := d.seal(""); err != nil {
+			return nil, err
+		}
+		sealer, err := k.beginSeal(*d, spec.Contribution.Algorithm)
+		if err != nil {
+			return nil, err
+		}
+		return func() (token.Created, error) {
+			created, _, err := k.sealPrivate(ctx, sealer, *d, spec.Contribution)
+			return created, err
+		}, nil
+	}
+	importer, err := k.beginImport(*d, spec.Contribution.Algorithm)
+	if err != nil {
+		return nil, err
+	}
+	return func() (token.Created, error) {
+		return importer.Import(ctx, token.ImportRequest{
+			Private: spec.Contribution, Use: d.use, Associated: d.associated(token.PublicKey{}), Policy: d.policy,
+		})
+	}, nil
 }
 
 // Delete deletes a key for good: from its token, if that keeps keys, and its record. If the
@@ -207,7 +252,7 @@ func (k *Keyring) usedElsewhere(s *slot, p *part) bool {
 
 func (p *part) deleteFromToken(ctx context.Context, gate Gate) error {
 	deleter, ok := p.token.(token.Deleter)
-	if !ok {
+	if !ok || p.guard != "" { // the token keeps nothing of what it sealed
 		return nil
 	}
 	leave, err := gate.enter(ctx, p.tokenName)
@@ -225,11 +270,19 @@ type draft struct {
 	shareTo   []token.PublicKey
 	tokenName string
 	imported  bool
+	policy    token.Policy
+	guard     token.Guard // of a key that is to be sealed, which pcrs is for too
+	pcrs      string
+	adopted   bool  // it was in the token before
 	base      *slot // the parts before this one, or nil
 }
 
-func (d draft) associated() []byte {
-	id := identity{use: d.use, token: d.tokenName, imported: d.imported, shareTo: d.shareTo}
+// associated returns what the key is bound to; public is that of a sealed key.
+func (d draft) associated(public token.PublicKey) []byte {
+	id := identity{
+		use: d.use, token: d.tokenName, imported: d.imported, shareTo: d.shareTo,
+		policy: d.policy, guard: d.guard, pcrs: d.pcrs, public: public,
+	}
 	if d.base != nil {
 		for _, p := range d.base.parts {
 			id.earlier = append(id.earlier, p.public)
@@ -270,6 +323,7 @@ func (d draft) record(c token.Created) (store.Record, error) {
 	r.Parts = append(r.Parts, store.Part{
 		Token: d.tokenName, Handle: c.Handle, Public: c.Public.Octets,
 		Protection: string(c.Protection), Imported: d.imported,
+		PIN: string(d.policy.PIN), Touch: string(d.policy.Touch), Guard: string(d.guard), PCRs: d.pcrs,
 	})
 	point, err := checkPublic(c.Public)
 	if err != nil {
@@ -338,6 +392,8 @@ func conflict(held *Entry, d draft, public token.PublicKey) error {
 		differs = "use"
 	case held.Token != d.tokenName || len(held.slot.parts) > 1:
 		differs = "token"
+	case held.slot.parts[0].guard != d.guard:
+		differs = "protection"
 	case !held.Public.Equal(public):
 		differs = "sign of the public key"
 	case !slices.EqualFunc(held.ShareTo, d.shareTo, token.PublicKey.Equal):
@@ -362,7 +418,10 @@ func (k *Keyring) create(ctx context.Context, gate Gate, d draft, tok token.Toke
 	}
 	s, err := k.adopt(ctx, d, created)
 	if err != nil {
-		p := &part{tokenName: d.tokenName, token: tok, request: token.OpenRequest{Handle: created.Handle}}
+		if d.adopted {
+			return nil, err
+		}
+		p := &part{tokenName: d.tokenName, token: tok, guard: d.guard, request: token.OpenRequest{Handle: created.Handle}}
 		return nil, errors.Join(err, k.undo(ctx, nil, p))
 	}
 	return s, nil
@@ -374,7 +433,7 @@ func (k *Keyring) adopt(ctx context.Context, d draft, created token.Created) (*s
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", token.ErrFault, err)
 	}
-	s, err := newSlot(record, k.lookup)
+	s, err := k.newSlot(record)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", token.ErrFault, err)
 	}
@@ -397,6 +456,8 @@ func (k *Keyring) add(ctx context.Context, gate Gate, s *slot) (*Entry, error) {
 	k.publish(func(old *Snapshot) *Snapshot { return old.with(s) })
 	return s.entry.Load(), nil
 }
+
+var errPCRs = fmt.Errorf("PCRs: %w: for sealed keys only", token.ErrBadRequest)
 
 // undo removes a key that will not appear from its token, although the request may be over.
 func (k *Keyring) undo(ctx context.Context, gate Gate, p *part) error {

@@ -14,7 +14,8 @@ import (
 	"github.com/mesh-agent/mesh-agent/token"
 )
 
-// part is one contribution to a key: a key of one token.
+// part is one contribution to a key: a key of one token, or one that a token sealed and
+// that is used in memory.
 type part struct {
 	tokenName  string
 	token      token.Token // nil if it is not configured
@@ -22,29 +23,41 @@ type part struct {
 	point      *keyshare.Point // public as a point; nil for RSA
 	protection token.Protection
 	imported   bool
+	policy     token.Policy
+	guard      token.Guard // what opens a sealed part; empty for a key of the token itself
+	pcrs       string
 	request    token.OpenRequest
+	software   Software // makes the key of a sealed part
 
 	mu      sync.Mutex // never held across I/O
 	key     token.Key  // guarded by mu; nil until opened
 	opening wait       // guarded by mu; not nil while somebody opens the key
 }
 
-func newParts(r store.Record, alg token.Algorithm, use token.Use, shareTo []token.PublicKey, lookup func(string) token.Token) ([]*part, error) {
+func (k *Keyring) newParts(r store.Record, alg token.Algorithm, use token.Use, shareTo []token.PublicKey) ([]*part, error) {
 	id := identity{use: use, shareTo: shareTo}
 	var parts []*part
 	for _, rp := range r.Parts {
 		p := &part{
 			tokenName:  rp.Token,
-			token:      lookup(rp.Token),
+			token:      k.lookup(rp.Token),
 			public:     token.PublicKey{Algorithm: alg, Octets: rp.Public},
 			protection: token.Protection(rp.Protection),
 			imported:   rp.Imported,
+			policy:     token.Policy{PIN: token.PINPolicy(rp.PIN), Touch: token.TouchPolicy(rp.Touch)},
+			guard:      token.Guard(rp.Guard),
+			pcrs:       rp.PCRs,
+			software:   k.software,
+		}
+		if err := checkGuard(p); err != nil {
+			return nil, err
 		}
 		var err error
 		if p.point, err = checkPublic(p.public); err != nil {
 			return nil, fmt.Errorf("public key of a part: %w", err)
 		}
-		id.token, id.imported = p.tokenName, p.imported
+		id.token, id.imported, id.policy = p.tokenName, p.imported, p.policy
+		id.guard, id.pcrs, id.public = p.guard, p.pcrs, p.public
 		p.request = token.OpenRequest{Handle: rp.Handle, Public: p.public, Use: use, Associated: id.octets()}
 		id.earlier = append(id.earlier, p.public)
 		parts = append(parts, p)
@@ -98,7 +111,11 @@ func (p *part) done(key token.Key, turn wait) {
 }
 
 func (p *part) openNow(ctx context.Context) (token.Key, error) {
-	key, err := p.token.Open(ctx, p.request)
+	load := func(ctx context.Context) (token.Key, error) { return p.token.Open(ctx, p.request) }
+	if p.guard != "" {
+		load = p.unseal
+	}
+	key, err := load(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -108,10 +125,13 @@ func (p *part) openNow(ctx context.Context) (token.Key, error) {
 	return key, nil
 }
 
-func (p *part) isOpen() bool {
+func (p *part) isOpen() bool { return p.opened() != nil }
+
+// opened returns the key if it is open, else nil.
+func (p *part) opened() token.Key {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.key != nil
+	return p.key
 }
 
 // forget closes the key if it is open.
@@ -149,6 +169,11 @@ type identity struct {
 	imported bool
 	shareTo  []token.PublicKey
 	earlier  []token.PublicKey
+	policy   token.Policy
+	guard    token.Guard
+	// Of sealed parts, whose token knows nothing of keys.
+	pcrs   string
+	public token.PublicKey
 }
 
 // identityVersion changes when the encoding below does.
@@ -162,7 +187,19 @@ func (id identity) octets() []byte {
 	out = appendString(out, id.token)
 	out = append(out, map[bool]byte{false: 0, true: 1}[id.imported])
 	out = appendKeys(out, id.shareTo)
-	return appendKeys(out, id.earlier)
+	out = appendKeys(out, id.earlier)
+	if id.policy != (token.Policy{}) {
+		out = appendString(out, "policy")
+		out = appendString(out, string(id.policy.PIN))
+		out = appendString(out, string(id.policy.Touch))
+	}
+	if id.guard != "" {
+		out = appendString(out, "sealed")
+		out = appendString(out, string(id.guard))
+		out = appendString(out, id.pcrs)
+		out = appendKeys(out, []token.PublicKey{id.public})
+	}
+	return out
 }
 
 func appendKeys(out []byte, keys []token.PublicKey) []byte {

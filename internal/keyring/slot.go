@@ -28,7 +28,7 @@ type slot struct {
 }
 
 // newSlot checks a record for everything that can be checked without opening the key.
-func newSlot(r store.Record, lookup func(name string) token.Token) (*slot, error) {
+func (k *Keyring) newSlot(r store.Record) (*slot, error) {
 	alg, err := token.ParseAlgorithm(r.Algorithm)
 	if err != nil {
 		return nil, err
@@ -55,13 +55,13 @@ func newSlot(r store.Record, lookup func(name string) token.Token) (*slot, error
 	if err != nil {
 		return nil, err
 	}
-	if s.parts, err = newParts(r, alg, use, shareTo, lookup); err != nil {
+	if s.parts, err = k.newParts(r, alg, use, shareTo); err != nil {
 		return nil, err
 	}
 	if err := s.checkSum(); err != nil {
 		return nil, err
 	}
-	entry.Token, entry.Protection, entry.Imported = s.summary()
+	s.summarize(entry)
 	entry.State = s.initialState()
 	s.entry.Store(entry)
 	return s, nil
@@ -124,24 +124,30 @@ func sumPublic(parts []*part) ([]byte, error) {
 	return sum.Bytes(), nil
 }
 
-// summary returns what is said of the key as a whole: the first part's token, the weakest
+// summarize says of the key as a whole: the first part's token and policy, the weakest
 // protection of any part, and whether any part was outside once.
-func (s *slot) summary() (tokenName string, weakest token.Protection, imported bool) {
-	weakest = token.ProtectionToken
+func (s *slot) summarize(e *Entry) {
+	first := s.parts[0]
+	e.Token, e.Policy, e.PCRs = first.tokenName, first.policy, first.pcrs
+	e.Protection, e.Guard = first.protection, first.guard
 	for _, p := range s.parts {
-		imported = imported || p.imported
-		if strength(p.protection) < strength(weakest) {
-			weakest = p.protection
+		e.Imported = e.Imported || p.imported
+		if strength(p.protection, p.guard) < strength(e.Protection, e.Guard) {
+			e.Protection, e.Guard = p.protection, p.guard
 		}
 	}
-	return s.parts[0].tokenName, weakest, imported
 }
 
-func strength(p token.Protection) int {
-	switch p {
-	case token.ProtectionToken:
+// strength orders protections. What is not known counts as the weakest.
+func strength(p token.Protection, g token.Guard) int {
+	switch {
+	case p == token.ProtectionToken:
+		return 4
+	case p == token.ProtectionSealed && g == token.GuardPCR:
+		return 3
+	case p == token.ProtectionSealed && g == token.GuardPIN:
 		return 2
-	case token.ProtectionSealed:
+	case p == token.ProtectionSealed:
 		return 1
 	}
 	return 0
@@ -161,6 +167,14 @@ func (s *slot) do(ctx context.Context, gate Gate, p *part, op func(token.Key) er
 	if p.token == nil {
 		return p.notConfigured()
 	}
+	if p.guard != "" {
+		return s.doInMemory(ctx, gate, p, op)
+	}
+	return s.inGate(ctx, gate, p, op)
+}
+
+// inGate opens the key, if it is not open, and runs op, in one turn at the token's gate.
+func (s *slot) inGate(ctx context.Context, gate Gate, p *part, op func(token.Key) error) error {
 	leave, err := gate.enter(ctx, p.tokenName)
 	if err != nil {
 		return err
@@ -210,7 +224,7 @@ func (s *slot) stateAfter(err error, before string) string {
 		return s.initialState()
 	case errors.Is(err, token.ErrAbsent):
 		return StateTokenAbsent
-	case errors.Is(err, token.ErrCorrupt), errors.Is(err, token.ErrNotFound), errors.Is(err, token.ErrReplaced):
+	case errors.Is(err, token.ErrCorrupt), errors.Is(err, token.ErrNotFound), errors.Is(err, token.ErrReplaced), errors.Is(err, token.ErrPCR):
 		return stateUnreadable + err.Error()
 	}
 	return before // cancelled, PIN needed: nothing is known yet

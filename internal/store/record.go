@@ -54,7 +54,13 @@ type Part struct {
 	Handle     Binary // as the token made it
 	Public     Binary // of this part alone
 	Protection string
-	Imported   bool `json:",omitzero"` // it was outside of the token once
+	Imported   bool   `json:",omitzero"` // it was outside of the token once
+	PIN        string `json:",omitzero"` // the policies it was made with, if any was asked for
+	Touch      string `json:",omitzero"`
+	// Guard says what opens a sealed part, whose Handle is what the token sealed. Other
+	// parts have none. PCRs is the selection of a part sealed to PCRs.
+	Guard string `json:",omitzero"`
+	PCRs  string `json:",omitzero"`
 }
 
 // ParseRecord reads one record strictly: a version other than Version, an unknown,
@@ -128,6 +134,11 @@ func (r *Record) check() error {
 	for _, p := range r.Parts {
 		errs = append(errs, checkWord("Parts: Token", p.Token), checkOctets("Parts: Handle", p.Handle, MaxHandle),
 			checkOctets("Parts: Public", p.Public, maxPublic), checkWord("Parts: Protection", p.Protection))
+		for member, word := range map[string]string{"PIN": p.PIN, "Touch": p.Touch, "Guard": p.Guard, "PCRs": p.PCRs} {
+			if word != "" {
+				errs = append(errs, checkWord("Parts: "+member, word))
+			}
+		}
 	}
 	return errors.Join(errs...)
 }
