@@ -113,7 +113,7 @@ type group struct {
 }
 
 // element is a point of the prime-order subgroup, immutable. Arguments are of the
-// receiver's own type. The identity is returned as an error, badpoint.Identity.
+// receiver's own type. The identity is returned as an error, badpoint.ErrIdentity.
 type element interface {
 	// encode returns the signed form, PointLen octets, never shared.
 	encode() []byte

@@ -21,23 +21,23 @@ func parseEd25519(b []byte) (element, error) {
 	y, _ := new(field.Element).SetBytes(b) // ignores the sign bit; 32 octets never fail
 	canonical := y.Bytes()
 	if canonical[31] != b[31]&0x7f || !bytes.Equal(canonical[:31], b[:31]) {
-		return nil, badpoint.NonCanonical
+		return nil, badpoint.ErrNonCanonical
 	}
 	p, err := new(edwards25519.Point).SetBytes(b)
 	if err != nil {
-		return nil, badpoint.Twist
+		return nil, badpoint.ErrTwist
 	}
 	if p.Bytes()[31] != b[31] {
-		return nil, badpoint.SignOctet
+		return nil, badpoint.ErrSignOctet
 	}
 	identity := edwards25519.NewIdentityPoint()
 	switch {
 	case p.Equal(identity) == 1:
-		return nil, badpoint.Identity
+		return nil, badpoint.ErrIdentity
 	case new(edwards25519.Point).MultByCofactor(p).Equal(identity) == 1:
-		return nil, badpoint.LowOrder
+		return nil, badpoint.ErrLowOrder
 	case !inSubgroup25519(p):
-		return nil, badpoint.Torsion
+		return nil, badpoint.ErrTorsion
 	}
 	return ed25519Element{p}, nil
 }
@@ -132,7 +132,7 @@ func baseMultEd25519(s *Scalar) (element, error) {
 
 func checkedEd25519(p *edwards25519.Point) (element, error) {
 	if p.Equal(edwards25519.NewIdentityPoint()) == 1 {
-		return nil, badpoint.Identity
+		return nil, badpoint.ErrIdentity
 	}
 	return ed25519Element{p}, nil
 }

@@ -17,20 +17,20 @@ func parseEd448(b []byte) (element, error) {
 		return nil, err
 	}
 	if b[56]&0x7f != 0 {
-		return nil, badpoint.SignOctet
+		return nil, badpoint.ErrSignOctet
 	}
 	y := fp.Elt(b[:56])
 	reduced := y
 	fp.Modp(&reduced)
 	if reduced != y {
-		return nil, badpoint.NonCanonical
+		return nil, badpoint.ErrNonCanonical
 	}
 	x, ok := recoverX448(&y)
 	if !ok {
-		return nil, badpoint.Twist
+		return nil, badpoint.ErrTwist
 	}
 	if b[56] == 0x80 && fp.IsZero(&x) {
-		return nil, badpoint.SignOctet
+		return nil, badpoint.ErrSignOctet
 	}
 	if x[0]&1 != b[56]>>7 {
 		fp.Neg(&x, &x)
@@ -38,15 +38,15 @@ func parseEd448(b []byte) (element, error) {
 	}
 	p, err := goldilocks.FromAffine(&x, &y)
 	if err != nil {
-		return nil, badpoint.Twist
+		return nil, badpoint.ErrTwist
 	}
 	switch four := quadruple448(p); {
 	case fp.IsZero(&x) && fp.IsOne(&y):
-		return nil, badpoint.Identity
+		return nil, badpoint.ErrIdentity
 	case four.IsIdentity():
-		return nil, badpoint.LowOrder
+		return nil, badpoint.ErrLowOrder
 	case !inSubgroup448(&x, &y):
-		return nil, badpoint.Torsion
+		return nil, badpoint.ErrTorsion
 	}
 	return ed448Element{*p}, nil
 }
@@ -144,7 +144,7 @@ func baseMultEd448(s *Scalar) (element, error) {
 func checkedEd448(p *goldilocks.Point) (element, error) {
 	p.ToAffine()
 	if p.IsIdentity() {
-		return nil, badpoint.Identity
+		return nil, badpoint.ErrIdentity
 	}
 	return ed448Element{*p}, nil
 }

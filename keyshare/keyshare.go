@@ -28,13 +28,13 @@ import (
 // The reasons for which ParsePoint, Point.Add and Combine refuse a point. The text of
 // such an error starts with the reason, and errors.Is finds it.
 var (
-	ErrLength       = badpoint.Length
-	ErrSignOctet    = badpoint.SignOctet
-	ErrNonCanonical = badpoint.NonCanonical
-	ErrTwist        = badpoint.Twist
-	ErrIdentity     = badpoint.Identity
-	ErrLowOrder     = badpoint.LowOrder
-	ErrTorsion      = badpoint.Torsion
+	ErrLength       = badpoint.ErrLength
+	ErrSignOctet    = badpoint.ErrSignOctet
+	ErrNonCanonical = badpoint.ErrNonCanonical
+	ErrTwist        = badpoint.ErrTwist
+	ErrIdentity     = badpoint.ErrIdentity
+	ErrLowOrder     = badpoint.ErrLowOrder
+	ErrTorsion      = badpoint.ErrTorsion
 )
 
 // unhex decodes a constant.

@@ -52,14 +52,14 @@ func (c nistCurve[P]) parse(b []byte) (element, error) {
 		return nil, err
 	}
 	if b[0] != 0x04 {
-		return nil, badpoint.SignOctet
+		return nil, badpoint.ErrSignOctet
 	}
 	if bytes.Compare(b[1:1+size], c.prime) >= 0 || bytes.Compare(b[1+size:], c.prime) >= 0 {
-		return nil, badpoint.NonCanonical
+		return nil, badpoint.ErrNonCanonical
 	}
 	p, err := c.newPoint().SetBytes(b)
 	if err != nil {
-		return nil, badpoint.Twist
+		return nil, badpoint.ErrTwist
 	}
 	return c.checked(p)
 }
@@ -84,7 +84,7 @@ func (c nistCurve[P]) checked(p P) (element, error) { return checkedNIST(p, c.ne
 
 func checkedNIST[P nistPoint[P]](p P, newPoint func() P) (element, error) {
 	if p.IsInfinity() == 1 {
-		return nil, badpoint.Identity
+		return nil, badpoint.ErrIdentity
 	}
 	return nistElement[P]{p, newPoint}, nil
 }

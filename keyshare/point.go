@@ -119,7 +119,7 @@ func Combine(points ...*Point) (*Point, error) {
 		sum, _ = sum.Add(p) // fails on the identity only
 	}
 	if sum == nil {
-		return nil, refuse(points[0].group, badpoint.Identity)
+		return nil, refuse(points[0].group, badpoint.ErrIdentity)
 	}
 	return sum, nil
 }
@@ -129,5 +129,5 @@ func checkLength(b []byte, want ...int) error {
 	if slices.Contains(want, len(b)) {
 		return nil
 	}
-	return fmt.Errorf("%w: %d octets, want %d", badpoint.Length, len(b), want[0])
+	return fmt.Errorf("%w: %d octets, want %d", badpoint.ErrLength, len(b), want[0])
 }

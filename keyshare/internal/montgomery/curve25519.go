@@ -122,15 +122,15 @@ func (curve25519) liftSecret(v, u *fp.Elt) error { return lift25519(v, u, isSqua
 // isSquare it takes the same time for all points of prime order.
 func lift25519(v, u *fp.Elt, isSquare func(*fp.Elt) bool) error {
 	if isLowOrder25519(u) {
-		return badpoint.LowOrder
+		return badpoint.ErrLowOrder
 	}
 	var t fp.Elt
 	rhs25519(&t, u)
 	if !sqrt25519(v, &t) {
-		return badpoint.Twist
+		return badpoint.ErrTwist
 	}
 	if !isPrimeOrder25519(u, v, isSquare) {
-		return badpoint.Torsion
+		return badpoint.ErrTorsion
 	}
 	return nil
 }

@@ -146,7 +146,7 @@ func (curve448) liftSecret(v, u *fp.Elt) error { return lift448(v, u, isSquareSe
 func lift448(v, u *fp.Elt, isSquare func(*fp.Elt) bool) error {
 	var g, w, s, t fp.Elt
 	if isLowOrder448(u) {
-		return badpoint.LowOrder
+		return badpoint.ErrLowOrder
 	}
 	fp.Add(&g, u, &a448)
 	fp.Mul(&g, &g, u)
@@ -154,7 +154,7 @@ func lift448(v, u *fp.Elt, isSquare func(*fp.Elt) bool) error {
 	gIsSquare := fp.InvSqrt(&s, &g, &one448)
 	uIsSquare := fp.InvSqrt(&w, u, &one448)
 	if gIsSquare != uIsSquare {
-		return badpoint.Twist
+		return badpoint.ErrTwist
 	}
 	fp.Mul(v, &w, &s)
 	fp.Add(&t, u, &s)
@@ -163,7 +163,7 @@ func lift448(v, u *fp.Elt, isSquare func(*fp.Elt) bool) error {
 	fp.Add(&t, &t, &a448)
 	fp.Mul(&t, &t, &g)
 	if !uIsSquare || !isSquare(&t) {
-		return badpoint.Torsion
+		return badpoint.ErrTorsion
 	}
 	return nil
 }

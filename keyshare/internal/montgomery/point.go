@@ -90,18 +90,18 @@ func decode[E any, C curve[E]](b []byte) (*Point[E, C], error) {
 	case len(u) + 1:
 		sign = b[len(u)]
 	default:
-		return nil, fmt.Errorf("%w: %d octets, want %d or %d", badpoint.Length, len(b), len(u)+1, len(u))
+		return nil, fmt.Errorf("%w: %d octets, want %d or %d", badpoint.ErrLength, len(b), len(u)+1, len(u))
 	}
 	if sign != 0 && sign != 0x80 {
-		return nil, fmt.Errorf("%w: %#02x, want 0x00 or 0x80", badpoint.SignOctet, sign)
+		return nil, fmt.Errorf("%w: %#02x, want 0x00 or 0x80", badpoint.ErrSignOctet, sign)
 	}
 	// A^2 - 4 is not a square, so v = 0 belongs to u = 0 alone.
 	if sign != 0 && isZero(b[:len(u)]) == 1 {
-		return nil, fmt.Errorf("%w: 0x80, but v = 0", badpoint.SignOctet)
+		return nil, fmt.Errorf("%w: 0x80, but v = 0", badpoint.ErrSignOctet)
 	}
 	copy(u, b)
 	if !bytes.Equal(c.octets(&p.u), b[:len(u)]) {
-		return nil, fmt.Errorf("%w: u is not below the field prime", badpoint.NonCanonical)
+		return nil, fmt.Errorf("%w: u is not below the field prime", badpoint.ErrNonCanonical)
 	}
 	if err := c.lift(&p.v, &p.u); err != nil {
 		return nil, err
@@ -143,7 +143,7 @@ func (p *Point[E, C]) Negate() *Point[E, C] {
 	return n
 }
 
-// Add returns p + q. The error is badpoint.Identity if q is -p.
+// Add returns p + q. The error is badpoint.ErrIdentity if q is -p.
 func (p *Point[E, C]) Add(q *Point[E, C]) (*Point[E, C], error) {
 	var c C
 	var numerator, denominator E
@@ -151,7 +151,7 @@ func (p *Point[E, C]) Add(q *Point[E, C]) (*Point[E, C], error) {
 	c.sub(&numerator, &q.v, &p.v)
 	if isZero(c.octets(&denominator)) == 1 {
 		if isZero(c.octets(&numerator)) == 0 {
-			return nil, badpoint.Identity
+			return nil, badpoint.ErrIdentity
 		}
 		p.tangent(&numerator, &denominator)
 	}
@@ -188,7 +188,7 @@ func (p *Point[E, C]) tangent(numerator, denominator *E) {
 }
 
 // ScalarMult returns k*p for k in little endian, of 32 or 56 octets and any value: it is
-// neither clamped nor reduced. The error is badpoint.Identity if k is a multiple of the order of p.
+// neither clamped nor reduced. The error is badpoint.ErrIdentity if k is a multiple of the order of p.
 // k remains the caller's, who wipes it.
 func (p *Point[E, C]) ScalarMult(k []byte) (*Point[E, C], error) {
 	var c C
@@ -238,7 +238,7 @@ func (p *Point[E, C]) recoverV(l *ladder[E]) (*Point[E, C], error) {
 	c.cmov(&y, &minusP.v, isMinusP)
 	c.cmov(&z, &one, isMinusP)
 	if isZero(c.octets(&z)) == 1 {
-		return nil, badpoint.Identity
+		return nil, badpoint.ErrIdentity
 	}
 	r := new(Point[E, C])
 	c.inv(&z, &z)

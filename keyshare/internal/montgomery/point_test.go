@@ -133,7 +133,7 @@ func testScalarMult[E any, C curve[E]](t *testing.T, s suite[E, C]) {
 		want := s.multiply(k, point)
 		switch {
 		case want == nil:
-			if err != badpoint.Identity {
+			if err != badpoint.ErrIdentity {
 				t.Errorf("%x times %x: got %v, want identity", k, p.Bytes(), err)
 			}
 		case err != nil:
@@ -238,7 +238,7 @@ func testGroupLaws[E any, C curve[E]](t *testing.T, s suite[E, C]) {
 		equal("k(p+q) = kp+kq", s.mustMultiply(t, k, pq), s.mustAdd(t, s.mustMultiply(t, k, p), s.mustMultiply(t, k, q)))
 		sum := new(big.Int).Add(k, m)
 		equal("(k+m)p = kp+mp", s.mustMultiply(t, sum.Mod(sum, s.l), p), s.mustAdd(t, s.mustMultiply(t, k, p), s.mustMultiply(t, m, p)))
-		if _, err := p.Add(p.Negate()); err != badpoint.Identity {
+		if _, err := p.Add(p.Negate()); err != badpoint.ErrIdentity {
 			t.Errorf("p-p: got %v, want identity", err)
 		}
 		if p.Equal(p.Negate()) || p.Equal(q) {
@@ -284,7 +284,7 @@ func testSubgroup[E any, C curve[E]](t *testing.T, s suite[E, C]) {
 			if s.multiply(s.l, bad) == nil {
 				t.Fatal("the reference finds prime order")
 			}
-			if _, err := s.decode(s.encode(bad)); !errors.Is(err, badpoint.Torsion) {
+			if _, err := s.decode(s.encode(bad)); !errors.Is(err, badpoint.ErrTorsion) {
 				t.Errorf("class %d, %x: got %v, want torsion", i+1, s.encode(bad), err)
 			}
 		}
@@ -313,7 +313,7 @@ func testAnyU[E any, C curve[E]](t *testing.T, s suite[E, C]) {
 			t.Errorf("u = %x: got %v, want %v", u, err, want)
 		}
 	}
-	for _, reason := range []error{nil, badpoint.Twist, badpoint.Torsion} {
+	for _, reason := range []error{nil, badpoint.ErrTwist, badpoint.ErrTorsion} {
 		if !seen[reason] {
 			t.Errorf("no u gave %v", reason)
 		}
@@ -325,11 +325,11 @@ func (s suite[E, C]) classify(u *big.Int) error {
 	point := s.lift(u)
 	switch {
 	case point == nil:
-		return badpoint.Twist
+		return badpoint.ErrTwist
 	case s.multiply(big.NewInt(s.cofactor), point) == nil:
-		return badpoint.LowOrder
+		return badpoint.ErrLowOrder
 	case s.multiply(s.l, point) != nil:
-		return badpoint.Torsion
+		return badpoint.ErrTorsion
 	}
 	return nil
 }
@@ -350,25 +350,25 @@ func testRefuses[E any, C curve[E]](t *testing.T, s suite[E, C]) {
 		in   []byte
 		want error
 	}{
-		{"nothing", nil, badpoint.Length},
-		{"one octet short", good[:s.size-1], badpoint.Length},
-		{"one octet long", append(bytes.Clone(good), 0), badpoint.Length},
-		{"twice", append(bytes.Clone(good), good...), badpoint.Length},
-		{"sign 01", withSign(good[:s.size], 0x01), badpoint.SignOctet},
-		{"sign 40", withSign(good[:s.size], 0x40), badpoint.SignOctet},
-		{"sign 81", withSign(good[:s.size], 0x81), badpoint.SignOctet},
-		{"sign ff", withSign(good[:s.size], 0xff), badpoint.SignOctet},
-		{"sign 01 before non-canonical", withSign(p, 0x01), badpoint.SignOctet},
-		{"v = 0 with sign 80", withSign(zero, 0x80), badpoint.SignOctet},
-		{"v = 0", zero, badpoint.LowOrder},
-		{"v = 0 with sign 00", withSign(zero, 0x00), badpoint.LowOrder},
-		{"p", p, badpoint.NonCanonical},
-		{"p, signed", withSign(p, 0x00), badpoint.NonCanonical},
-		{"p, sign 80", withSign(p, 0x80), badpoint.NonCanonical},
-		{"p + 1", plus(1), badpoint.NonCanonical},
-		{"p + u of the base point", s.littleEndian(new(big.Int).Add(s.p, s.fromLittleEndian(s.base.U()))), badpoint.NonCanonical},
-		{"all bits", all, badpoint.NonCanonical},
-		{"all bits, signed", withSign(all, 0x80), badpoint.NonCanonical},
+		{"nothing", nil, badpoint.ErrLength},
+		{"one octet short", good[:s.size-1], badpoint.ErrLength},
+		{"one octet long", append(bytes.Clone(good), 0), badpoint.ErrLength},
+		{"twice", append(bytes.Clone(good), good...), badpoint.ErrLength},
+		{"sign 01", withSign(good[:s.size], 0x01), badpoint.ErrSignOctet},
+		{"sign 40", withSign(good[:s.size], 0x40), badpoint.ErrSignOctet},
+		{"sign 81", withSign(good[:s.size], 0x81), badpoint.ErrSignOctet},
+		{"sign ff", withSign(good[:s.size], 0xff), badpoint.ErrSignOctet},
+		{"sign 01 before non-canonical", withSign(p, 0x01), badpoint.ErrSignOctet},
+		{"v = 0 with sign 80", withSign(zero, 0x80), badpoint.ErrSignOctet},
+		{"v = 0", zero, badpoint.ErrLowOrder},
+		{"v = 0 with sign 00", withSign(zero, 0x00), badpoint.ErrLowOrder},
+		{"p", p, badpoint.ErrNonCanonical},
+		{"p, signed", withSign(p, 0x00), badpoint.ErrNonCanonical},
+		{"p, sign 80", withSign(p, 0x80), badpoint.ErrNonCanonical},
+		{"p + 1", plus(1), badpoint.ErrNonCanonical},
+		{"p + u of the base point", s.littleEndian(new(big.Int).Add(s.p, s.fromLittleEndian(s.base.U()))), badpoint.ErrNonCanonical},
+		{"all bits", all, badpoint.ErrNonCanonical},
+		{"all bits, signed", withSign(all, 0x80), badpoint.ErrNonCanonical},
 		{"2", s.littleEndian(big.NewInt(2)), s.classify(big.NewInt(2))},
 	}
 	if s.size == 32 {
@@ -378,13 +378,13 @@ func testRefuses[E any, C curve[E]](t *testing.T, s suite[E, C]) {
 			name string
 			in   []byte
 			want error
-		}{"bit 255", high, badpoint.NonCanonical})
+		}{"bit 255", high, badpoint.ErrNonCanonical})
 	}
 	for _, tt := range tests {
 		s.wantRefusal(t, tt.name, tt.in, tt.want)
 	}
 	for _, point := range s.torsion(newRandom(8))[1:] {
-		s.wantRefusal(t, "order divides the cofactor", s.encode(point), badpoint.LowOrder)
+		s.wantRefusal(t, "order divides the cofactor", s.encode(point), badpoint.ErrLowOrder)
 	}
 }
 
@@ -436,7 +436,7 @@ func fuzzDecode[E any, C curve[E]](f *testing.F, s suite[E, C]) {
 func (s suite[E, C]) checkVerdict(t *testing.T, b []byte, err error) {
 	t.Helper()
 	u := s.fromLittleEndian(b[:s.size])
-	if u.Cmp(s.p) >= 0 || errors.Is(err, badpoint.SignOctet) {
+	if u.Cmp(s.p) >= 0 || errors.Is(err, badpoint.ErrSignOctet) {
 		if err == nil {
 			t.Errorf("%x accepted", b)
 		}

@@ -35,7 +35,7 @@ func (p *Point[E, C]) Recover(r, s []byte) (*Point[E, C], error) {
 	c.add(&t, &t, &p.u)
 	c.sub(&w, &ur, &p.u)
 	if isZero(c.octets(&w)) == 1 {
-		return nil, badpoint.Twist
+		return nil, badpoint.ErrTwist
 	}
 	c.mul(&t, &t, &w)
 	c.mul(&t, &t, &w)
@@ -51,7 +51,7 @@ func (p *Point[E, C]) Recover(r, s []byte) (*Point[E, C], error) {
 	c.sub(&t, &q.v, &root) // q.v is root or -root, or s does not fit
 	c.add(&w, &q.v, &root)
 	if isZero(c.octets(&t))|isZero(c.octets(&w)) == 0 {
-		return nil, badpoint.Twist
+		return nil, badpoint.ErrTwist
 	}
 	c.octets(&q.v)
 	return q, nil
@@ -62,11 +62,11 @@ func decodeU[E any, C curve[E]](b []byte) (u E, err error) {
 	var c C
 	o := c.octets(&u)
 	if len(b) != len(o) {
-		return u, fmt.Errorf("%w: %d octets, want %d", badpoint.Length, len(b), len(o))
+		return u, fmt.Errorf("%w: %d octets, want %d", badpoint.ErrLength, len(b), len(o))
 	}
 	copy(o, b)
 	if !bytes.Equal(c.octets(&u), b) {
-		return u, fmt.Errorf("%w: u is not below the field prime", badpoint.NonCanonical)
+		return u, fmt.Errorf("%w: u is not below the field prime", badpoint.ErrNonCanonical)
 	}
 	return u, nil
 }
