@@ -31,6 +31,7 @@ type Adopter interface {
 // AdoptRequest gives the file of a key that is in the token's power already.
 type AdoptRequest struct {
 	File       []byte // as it is: a TSS2 PEM file
+	Slot       string // instead of a file, where the token has named places for keys
 	Use        Use
 	Associated []byte
 	Auth       Auth

@@ -98,6 +98,7 @@ type GenerateRequest struct {
 	// must be given to Open. It is not secret.
 	Associated []byte
 	Policy     Policy
+	Place      Place
 	Auth       Auth
 }
 
@@ -144,6 +145,7 @@ type ImportRequest struct {
 	Use        Use
 	Associated []byte
 	Policy     Policy
+	Place      Place
 	Auth       Auth
 }
 
