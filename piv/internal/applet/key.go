@@ -240,11 +240,6 @@ func pointOctets(alg algorithm, objects map[apdu.Tag][]byte) ([]byte, error) {
 	return octets, err
 }
 
-// PublicOf returns the public key of a certificate.
-func PublicOf(certificate *x509.Certificate) (token.PublicKey, error) {
-	return publicOf(certificate.PublicKey)
-}
-
 func curveOf(c elliptic.Curve) token.Algorithm {
 	switch c {
 	case elliptic.P256():

@@ -62,8 +62,9 @@ func parsePolicy(b []byte) (token.Policy, error) {
 	return p, nil
 }
 
-// publicOf returns a standard public key in the project's encoding.
-func publicOf(public any) (token.PublicKey, error) {
+// PublicOf returns a public key of the standard library in the project's encoding.
+// token.ErrUnsupported says that PIV has no such keys.
+func PublicOf(public any) (token.PublicKey, error) {
 	switch k := public.(type) {
 	case *ecdsa.PublicKey:
 		octets, err := k.Bytes()

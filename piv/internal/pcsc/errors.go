@@ -13,6 +13,7 @@ const (
 	SharingViolation  Error = 0x8010000B
 	NoSmartcard       Error = 0x8010000C
 	ProtocolMismatch  Error = 0x8010000F
+	InvalidValue      Error = 0x80100011
 	NotReady          Error = 0x80100010
 	CommunicationFail Error = 0x80100013
 	NotTransacted     Error = 0x80100016
@@ -38,6 +39,7 @@ func (e Error) Error() string {
 		NoSmartcard:       "no card in the reader",
 		ProtocolMismatch:  "card speaks another protocol",
 		NotReady:          "card not ready",
+		InvalidValue:      "invalid value",
 		CommunicationFail: "communication with the reader failed",
 		NotTransacted:     "communication with the card failed",
 		ReaderUnavailable: "reader was unplugged",

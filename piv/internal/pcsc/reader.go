@@ -59,8 +59,8 @@ func (c *Client) readers(ctx context.Context, command uint32) ([]Reader, error) 
 }
 
 // WaitChange returns the readers as soon as they are not as known, which Readers or WaitChange
-// returned: a reader or card came or went, or other programs use it. The call has nothing to
-// do with cards of this client; it lasts until ctx ends.
+// returned: a reader or card came or went. It may return without a change. The call has
+// nothing to do with cards of this client; it lasts until ctx ends.
 func (c *Client) WaitChange(ctx context.Context, known []Reader) ([]Reader, error) {
 	release, err := c.begin(ctx)
 	if err != nil {
@@ -71,7 +71,7 @@ func (c *Client) WaitChange(ctx context.Context, known []Reader) ([]Reader, erro
 	if err != nil {
 		return nil, err
 	}
-	changed := !slices.EqualFunc(now, known, Reader.equal)
+	changed := !slices.EqualFunc(now, known, Reader.sameCard)
 	if changed {
 		if err := c.send(ctx, cmdStopWaiting, nil, nil); err != nil {
 			return nil, err
@@ -90,9 +90,8 @@ func (c *Client) WaitChange(ctx context.Context, known []Reader) ([]Reader, erro
 	return c.readers(ctx, cmdReaderStates)
 }
 
-func (r Reader) equal(s Reader) bool {
-	return r.Name == s.Name && r.Events == s.Events && r.Present == s.Present &&
-		r.Users == s.Users && r.Exclusive == s.Exclusive && bytes.Equal(r.ATR, s.ATR)
+func (r Reader) sameCard(s Reader) bool {
+	return r.Name == s.Name && r.Events == s.Events && r.Present == s.Present
 }
 
 // parseReaders decodes the reader list strictly. Unused places have an empty name.
