@@ -1,9 +1,14 @@
 package pivtest
 
 import (
+	"bytes"
+	"crypto"
+	"crypto/ecdh"
 	"crypto/ecdsa"
+	"crypto/ed25519"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/sha256"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
@@ -102,10 +107,11 @@ func (c *Card) attest(slot byte) ([]byte, sw) {
 		return nil, swUnknownFailure
 	}
 	template := &x509.Certificate{
-		Subject:      pkix.Name{CommonName: fmt.Sprintf("YubiKey PIV Attestation %x", slot)},
-		SerialNumber: new(big.Int).SetBytes(random(16)),
-		NotBefore:    c.state.attestation.cert.NotBefore,
-		NotAfter:     c.state.attestation.cert.NotAfter,
+		Subject:            pkix.Name{CommonName: fmt.Sprintf("YubiKey PIV Attestation %x", slot)},
+		SerialNumber:       new(big.Int).SetBytes(random(16)),
+		NotBefore:          c.state.attestation.cert.NotBefore,
+		NotAfter:           c.state.attestation.cert.NotAfter,
+		SignatureAlgorithm: x509.ECDSAWithSHA256,
 		ExtraExtensions: []pkix.Extension{
 			{Id: oidFirmware, Value: c.config.Version[:]},
 			{Id: oidSerial, Value: serial},
@@ -113,11 +119,43 @@ func (c *Card) attest(slot byte) ([]byte, sw) {
 			{Id: oidFormFactor, Value: []byte{formFactor}},
 		},
 	}
-	der, err := x509.CreateCertificate(rand.Reader, template, c.issuer(), key.public(), private.key())
+	der, err := certify(template, c.issuer(), key.public(), private.key())
 	if err != nil {
 		return nil, swUnknownFailure
 	}
 	return der, swOK
+}
+
+// certify is x509.CreateCertificate for X25519 keys too.
+func certify(template, parent *x509.Certificate, public crypto.PublicKey, signer *ecdsa.PrivateKey) ([]byte, error) {
+	u, ok := public.(*ecdh.PublicKey)
+	if !ok {
+		return x509.CreateCertificate(rand.Reader, template, parent, public, signer)
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, parent, ed25519.PublicKey(u.Bytes()), signer)
+	if err != nil {
+		return nil, err
+	}
+	var cert struct {
+		TBS       asn1.RawValue
+		Algorithm asn1.RawValue
+		Signature asn1.BitString
+	}
+	if _, err := asn1.Unmarshal(der, &cert); err != nil {
+		return nil, err
+	}
+	// The two keys are encoded alike but for the last byte of the algorithm (RFC 8410, Section 3).
+	spki := join([]byte{0x30, 0x05, 0x06, 0x03, 0x2B, 0x65, 0x70, 0x03, 0x21, 0x00}, u.Bytes())
+	montgomery := bytes.Clone(spki)
+	montgomery[6] = 0x6E
+	cert.TBS.FullBytes = bytes.Replace(cert.TBS.FullBytes, spki, montgomery, 1)
+	digest := sha256.Sum256(cert.TBS.FullBytes)
+	cert.Signature.Bytes, err = ecdsa.SignASN1(rand.Reader, signer, digest[:])
+	if err != nil {
+		return nil, err
+	}
+	cert.Signature.BitLength = 8 * len(cert.Signature.Bytes)
+	return asn1.Marshal(cert)
 }
 
 // issuer returns what stands as issuer in statements: the certificate stored for F9 if it
