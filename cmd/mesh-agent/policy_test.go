@@ -25,6 +25,7 @@ var importRules = map[string]struct{ may, never []string }{
 	"keyshare":            {may: []string{"github.com/cloudflare/circl/...", "filippo.io/edwards25519/...", "filippo.io/nistec/...", "filippo.io/bigmod/..."}},
 	"mesh":                {may: []string{module + "/token", module + "/keyshare", module + "/internal/strictjson"}},
 	"internal":            {may: []string{"golang.org/x/sys/..."}},
+	"internal/attest":     {may: []string{module + "/token", module + "/mesh", module + "/internal/strictjson", "github.com/google/go-tpm/tpm2"}},
 	"internal/strictjson": {may: []string{"github.com/go-json-experiment/json/..."}},
 	"internal/policy":     {may: []string{module + "/token"}},
 	"internal/store":      {may: []string{module + "/internal/durable", module + "/internal/strictjson", "golang.org/x/sys/..."}},
@@ -36,7 +37,7 @@ var importRules = map[string]struct{ may, never []string }{
 	"piv":                 {may: []string{module + "/token", module + "/keyshare", module + "/internal/secret"}},
 	"hsm":                 {may: []string{module + "/token", module + "/keyshare", module + "/internal/secret"}},
 	"agent": {
-		may: []string{module + "/token", module + "/keyshare", module + "/mesh", module + "/internal/keyfile", module + "/internal/keyring",
+		may: []string{module + "/token", module + "/keyshare", module + "/mesh", module + "/internal/attest", module + "/internal/keyfile", module + "/internal/keyring",
 			module + "/internal/peercred", module + "/internal/policy", module + "/internal/secret", module + "/internal/strictjson", "github.com/go-json-experiment/json/...", "golang.org/x/crypto/ssh/...", "golang.org/x/sys/..."},
 		never: []string{module + "/softkey/...", module + "/tpm/...", module + "/piv/...", module + "/hsm/...", module + "/cmd/..."},
 	},

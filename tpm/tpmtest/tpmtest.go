@@ -33,6 +33,14 @@ type TPM struct {
 // Start starts a fresh TPM that lives until the test ends. It answers when Start returns.
 func Start(tb testing.TB) *TPM {
 	tb.Helper()
+	t := newTPM(tb)
+	t.start()
+	return t
+}
+
+// newTPM returns a TPM that is not started yet and ends with the test.
+func newTPM(tb testing.TB) *TPM {
+	tb.Helper()
 	dir, err := os.MkdirTemp("", "tpm") // tb.TempDir may be too long for a socket's path.
 	if err != nil {
 		tb.Fatal(err)
@@ -44,7 +52,6 @@ func Start(tb testing.TB) *TPM {
 			tb.Error(err)
 		}
 	})
-	t.start()
 	return t
 }
 
