@@ -165,3 +165,32 @@ func coordinate(b []byte, field *bigmod.Modulus) (*bigmod.Nat, error) {
 	}
 	return new(bigmod.Nat).SetBytes(b, field)
 }
+
+// Clamped returns an X25519 or X448 private key (RFC 7748, Section 5; 32 or 56 octets, little
+// endian) that clamping does not change and that is congruent to s or to -s modulo L: a
+// way to put a bare scalar into a device that clamps. The device then multiplies by s or
+// -s, which u-coordinates do not tell apart and RecoverPoint, given Public, does. One in 2^120
+// scalars has no such key: ErrScalarRange. The caller wipes the result.
+func (s *Scalar) Clamped() ([]byte, error) {
+	if s.group.curve != X25519 && s.group.curve != X448 {
+		return nil, fmt.Errorf("clamp scalar: %w: %s", errors.ErrUnsupported, s.group.name)
+	}
+	k := s.cleaned()
+	minus := &Scalar{s.group, new(bigmod.Nat).ExpandFor(s.group.order).Sub(s.n, s.group.order)}
+	defer minus.Wipe()
+	other := minus.cleaned()
+	defer clear(other)
+	// Of h*t and h*(L-t), with t below L, one has the highest bit of a clamped key and, unless
+	// t or L-t is below 2^128, none has a higher one.
+	mask, want := byte(0xc0), byte(0x40)
+	if s.group.curve == X448 {
+		mask, want = 0x80, 0x80
+	}
+	top := len(k) - 1
+	subtle.ConstantTimeCopy(1-subtle.ConstantTimeByteEq(k[top]&mask, want), k, other)
+	if k[top]&mask != want {
+		clear(k)
+		return nil, ErrScalarRange
+	}
+	return k, nil
+}

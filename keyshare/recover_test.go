@@ -286,3 +286,51 @@ func mustAdd(tb testing.TB, p, q *Point) *Point {
 	}
 	return sum
 }
+
+// A device that clamps multiplies by the scalar, up to its sign, which recovery finds.
+func TestClamped(t *testing.T) {
+	t.Parallel()
+	for _, c := range []Curve{X25519, X448} {
+		for range 64 {
+			s := mustRandom(t, c)
+			k, err := s.Clamped()
+			if err != nil {
+				t.Fatal(err)
+			}
+			device, _, err := ExpandSeed(c, k)
+			if err != nil {
+				t.Fatal(err)
+			}
+			clamp := slices.Clone(k)
+			if c == X25519 {
+				clamp[0] &= 248
+				clamp[31] = clamp[31]&127 | 64
+			} else {
+				clamp[0] &= 252
+				clamp[55] |= 128
+			}
+			wantOctets(t, c.String()+" clamped", k, clamp)
+			peer, queries := mustRandom(t, c).Public(), 0
+			got, err := RecoverPoint(s.Public(), peer, xOracle(device, &queries))
+			if err != nil {
+				t.Fatal(err)
+			}
+			want, _ := Agree(s, peer)
+			wantOctets(t, c.String(), got.Bytes(), want.Bytes())
+		}
+	}
+	for _, c := range []Curve{Ed25519, Ed448, P256} {
+		if _, err := mustRandom(t, c).Clamped(); !errors.Is(err, errors.ErrUnsupported) {
+			t.Errorf("%s: %v, want ErrUnsupported", c, err)
+		}
+	}
+	one := make([]byte, 32)
+	one[0] = 8 // 8 and -8 modulo L are below 2^254 or need bit 255
+	s, err := ParseScalar(X25519, one)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if k, err := s.Clamped(); err == nil {
+		t.Errorf("a clamped key for 8: %x", k)
+	}
+}
