@@ -76,6 +76,11 @@ type volatile struct {
 
 // NewCard returns a factory-new card: default secrets, no keys but the attestation key in slot F9.
 func NewCard(config Config) *Card {
+	return newCard(config, newAttestation())
+}
+
+// newCard does the same with an attestation key made before.
+func newCard(config Config, attestation *attestation) *Card {
 	if config.Version == [3]byte{} {
 		config.Version = [3]byte{5, 7, 1}
 	}
@@ -87,7 +92,7 @@ func NewCard(config Config) *Card {
 	}
 	c := &Card{config: config}
 	c.touch.init(config.Now, config.TouchTimeout)
-	c.state.attestation = newAttestation()
+	c.state.attestation = attestation
 	c.state.reset(c.atLeast(5, 7))
 	return c
 }

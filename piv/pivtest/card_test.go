@@ -341,7 +341,7 @@ func TestTries(t *testing.T) {
 	h.pin(swTries|2, "000000")
 	h.want(swTries|2, insVerify, 0, refPIN, nil) // a wrong PIN takes the verified state
 	h.pin(swTries|1, "000000")
-	h.pin(swTries|0, "000000")
+	h.pin(swTries, "000000")
 	h.pin(swBlocked, DefaultPIN)
 	h.want(swBlocked, insVerify, 0, refPIN, nil)
 	h.want(swOK, insUnblock, 0, refPIN, append(padded(DefaultPUK), padded("7654321")...))
@@ -717,7 +717,7 @@ func FuzzCard(f *testing.F) {
 		}
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
-		c := NewCard(Config{})
+		c := newCard(card.config, card.state.attestation)
 		for slot, key := range card.state.keys {
 			c.state.keys[slot] = key
 		}
