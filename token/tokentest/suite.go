@@ -46,6 +46,11 @@ type Harness struct {
 	Supports func(token.Algorithm, token.Use) bool
 	// Imports says which algorithms an Importer takes. Nil means all of Info.Algorithms.
 	Imports func(token.Algorithm) bool
+	// OnlySeeds says which of these it takes by their seed only, not by a scalar. Nil means none.
+	OnlySeeds func(token.Algorithm) bool
+	// MaxMessage says how long a message keys of an algorithm sign, 0 for any length; a longer
+	// one is unsupported. Nil means any length.
+	MaxMessage func(token.Algorithm) int
 	// Binding says how much of the use a handle carries.
 	Binding Binding
 	// AssociatedUnbound is set where the token cannot bind associated data.
@@ -580,7 +585,7 @@ func (s *suite) imports(t *testing.T) {
 			c, err := im.Import(t.Context(), token.ImportRequest{
 				Private: private.key, Use: p.use, Associated: associated, Auth: s.h.Auth,
 			})
-			if !takes {
+			if !takes || private.key.Scalar != nil && s.h.OnlySeeds != nil && s.h.OnlySeeds(p.algorithm) {
 				wantError(t, "Import("+string(p.algorithm)+")", err, token.ErrUnsupported)
 				continue
 			}

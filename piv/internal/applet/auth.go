@@ -33,6 +33,20 @@ func (a Applet) Verify(ctx context.Context, pin []byte) error {
 	return wrong(PIN, "verify PIN", err)
 }
 
+// Logout makes the card forget that the PIN was verified: by VERIFY with P1 FF (Part 2, 3.2.1) or,
+// where the card does not have that, by selecting another application and this one again.
+func (a Applet) Logout(ctx context.Context) error {
+	_, err := a.send(ctx, insVerify, 0xFF, refPIN, nil)
+	var status apdu.Status
+	if !errors.As(err, &status) {
+		return explain("log out", err)
+	}
+	if _, err := a.send(ctx, insSelect, 4, 0, otpAID()); err != nil && !errors.As(err, &status) {
+		return explain("log out", err)
+	}
+	return a.Select(ctx)
+}
+
 // PINStatus tells whether the PIN was verified since the application was selected and, if
 // not, how many tries are left: token.TriesUnknown otherwise.
 func (a Applet) PINStatus(ctx context.Context) (verified bool, tries int, err error) {

@@ -1,0 +1,78 @@
+package piv
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"fmt"
+
+	"github.com/mesh-agent/mesh-agent/piv/internal/applet"
+	"github.com/mesh-agent/mesh-agent/token"
+)
+
+// A handle is the magic, the serial number (4 octets, big endian), the slot, the index of the
+// public key (token.PublicKey.Index), and a hash over all this and what the key was made for.
+const (
+	handleMagic = "PIV1"
+	headLen     = len(handleMagic) + 4 + 1 + sha256.Size
+	handleLen   = headLen + sha256.Size
+)
+
+// handle is a decoded handle.
+type handle struct {
+	serial uint32
+	slot   applet.Slot
+	index  [sha256.Size]byte
+	bound  [sha256.Size]byte
+}
+
+func (h handle) encode() []byte {
+	b := append(make([]byte, 0, handleLen), handleMagic...)
+	b = binary.BigEndian.AppendUint32(b, h.serial)
+	b = append(b, byte(h.slot))
+	b = append(b, h.index[:]...)
+	return append(b, h.bound[:]...)
+}
+
+// decodeHandle decodes a handle without comparing what it is bound to.
+func decodeHandle(b []byte) (handle, error) {
+	if len(b) != handleLen || string(b[:len(handleMagic)]) != handleMagic {
+		return handle{}, fmt.Errorf("%w: not the handle of a PIV card", token.ErrCorrupt)
+	}
+	rest := b[len(handleMagic):]
+	h := handle{serial: binary.BigEndian.Uint32(rest), slot: applet.Slot(rest[4])}
+	copy(h.index[:], rest[5:])
+	copy(h.bound[:], b[headLen:])
+	if !h.slot.Valid() {
+		return handle{}, fmt.Errorf("%w: slot %v", token.ErrCorrupt, h.slot)
+	}
+	return h, nil
+}
+
+// newHandle returns the handle of a key. It is bound to the encoding of the public key too:
+// the sign of an X25519 key is not in its index.
+func newHandle(serial uint32, slot applet.Slot, public token.PublicKey, use token.Use, associated []byte) handle {
+	h := handle{serial: serial, slot: slot, index: public.Index()}
+	d := sha256.New()
+	d.Write(h.encode()[:headLen])
+	for _, part := range [][]byte{public.Octets, []byte(use), associated} {
+		d.Write(binary.BigEndian.AppendUint32(nil, uint32(len(part))))
+		d.Write(part)
+	}
+	d.Sum(h.bound[:0])
+	return h
+}
+
+// openHandle decodes a handle and compares it with a request.
+func openHandle(serial uint32, req token.OpenRequest) (handle, error) {
+	h, err := decodeHandle(req.Handle)
+	if err != nil {
+		return handle{}, err
+	}
+	if h.serial != serial {
+		return handle{}, fmt.Errorf("%w: of card %d", token.ErrCorrupt, h.serial)
+	}
+	if h != newHandle(serial, h.slot, req.Public, req.Use, req.Associated) {
+		return handle{}, fmt.Errorf("%w: not the key of the record", token.ErrCorrupt)
+	}
+	return h, nil
+}

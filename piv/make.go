@@ -1,0 +1,343 @@
+package piv
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/big"
+	"slices"
+
+	"github.com/mesh-agent/mesh-agent/keyshare"
+	"github.com/mesh-agent/mesh-agent/piv/internal/apdu"
+	"github.com/mesh-agent/mesh-agent/piv/internal/applet"
+	"github.com/mesh-agent/mesh-agent/token"
+)
+
+// supports reports whether the card can hold a key. Before the card was seen, all that any
+// has will do.
+func (t *Token) supports(a token.Algorithm, u token.Use) error {
+	if err := u.Allows(a); err != nil {
+		return err
+	}
+	if !u.Signs() && !u.Agrees() || u.Agrees() && a == token.Ed25519 {
+		return fmt.Errorf("a %s key on a PIV card cannot have use %q: %w", string(a), string(u), token.ErrUnsupported)
+	}
+	known := t.info.Load().Algorithms
+	if len(known) == 0 {
+		known = applet.Algorithms(applet.Version{Major: 255})
+	}
+	if !slices.Contains(known, a) {
+		return fmt.Errorf("this PIV card has no %s keys: %w", string(a), token.ErrUnsupported)
+	}
+	return nil
+}
+
+// policyOr fills in what a request leaves open: PIN once, no touch.
+func policyOr(p token.Policy) token.Policy {
+	if p.PIN == token.PINDefault {
+		p.PIN = token.PINOnce
+	}
+	if p.Touch == token.TouchDefault {
+		p.Touch = token.TouchNever
+	}
+	return p
+}
+
+// Generate makes a key in the card, in the slot of req.Place or one that its use has. It needs
+// the management key: the PIN opens it on cards that Setup or ykman prepared, others need
+// Options.ManagementKey. Errors as token.Generator; token.ErrBadRequest with ErrOccupied or
+// ErrFull; token.ErrAuthNeeded for the management key too.
+func (t *Token) Generate(ctx context.Context, req token.GenerateRequest) (token.Created, error) {
+	if err := t.supports(req.Algorithm, req.Use); err != nil {
+		return token.Created{}, fmt.Errorf("%s: generate key: %w", Name(t.options.Serial), err)
+	}
+	policy := policyOr(req.Policy)
+	return t.create(ctx, "generate key", req.Auth, func(ctx context.Context, s *session) (token.Created, error) {
+		slot, err := s.place(ctx, req.Place, req.Use, policy.PIN)
+		if err != nil {
+			return token.Created{}, err
+		}
+		s.change(slot)
+		public, err := s.Applet.Generate(ctx, slot, req.Algorithm, policy)
+		if err != nil {
+			return token.Created{}, err
+		}
+		return t.created(slot, public, req.Use, req.Associated, token.ProtectionToken), nil
+	})
+}
+
+// change notes that the card changes: nothing is tried twice, and the slot is looked at again.
+func (s *session) change(slot applet.Slot) {
+	s.request.changed = true
+	delete(s.checked, slot)
+}
+
+func (t *Token) created(slot applet.Slot, public token.PublicKey, use token.Use, associated []byte, p token.Protection) token.Created {
+	h := newHandle(t.options.Serial, slot, public, use, associated)
+	return token.Created{Handle: h.encode(), Public: public, Protection: p}
+}
+
+// create runs f with the management key presented.
+func (t *Token) create(ctx context.Context, what string, auth token.Auth, f func(context.Context, *session) (token.Created, error)) (token.Created, error) {
+	var created token.Created
+	r := &request{ctx: ctx, timeout: orDefault(t.options.Timeout, generateTimeout)}
+	r.run = func(ctx context.Context, s *session) (err error) {
+		if err = s.administer(ctx, auth); err == nil {
+			created, err = f(ctx, s)
+		}
+		return err
+	}
+	if err := t.submit(r); err != nil {
+		return token.Created{}, fmt.Errorf("%s: %s: %w", Name(t.options.Serial), what, err)
+	}
+	return created, nil
+}
+
+// administer presents the management key.
+func (s *session) administer(ctx context.Context, auth token.Auth) error {
+	key := s.worker.token.options.ManagementKey
+	if len(key) == 0 {
+		if err := s.login(ctx, auth); err != nil {
+			return err
+		}
+		var err error
+		if key, err = s.protectedKey(ctx); err != nil {
+			return err
+		}
+		defer clear(key)
+	}
+	return s.AuthenticateManagement(ctx, s.worker.version, key)
+}
+
+// The objects inside applet.ObjectProtected.
+const (
+	tagProtected     apdu.Tag = 0x88
+	tagManagementKey apdu.Tag = 0x89
+)
+
+// protectedKey reads the management key that is stored on the card behind the PIN.
+func (s *session) protectedKey(ctx context.Context) ([]byte, error) {
+	b, err := s.Data(ctx, applet.ObjectProtected)
+	if errors.Is(err, apdu.NotFound) {
+		return nil, fmt.Errorf("%w: the card does not store it: %w", &token.AuthError{
+			Reason: token.ErrAuthNeeded, Kind: "management key", TriesLeft: token.TriesUnknown}, err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	outer, err := apdu.ParseAll(b)
+	if err != nil {
+		return nil, fmt.Errorf("stored management key: %w", err)
+	}
+	inner, err := apdu.ParseAll(outer[tagProtected])
+	if err != nil {
+		return nil, fmt.Errorf("stored management key: %w", err)
+	}
+	key := inner[tagManagementKey]
+	if len(key) == 0 {
+		return nil, fmt.Errorf("%w: the card does not store it", &token.AuthError{
+			Reason: token.ErrAuthNeeded, Kind: "management key", TriesLeft: token.TriesUnknown})
+	}
+	return key, nil
+}
+
+// Import puts an existing key into the card, as Generate does. Ed25519 keys need a seed: a card
+// takes no raw scalar. An X25519 scalar that clamping would change goes in as another that is
+// the same modulo the order, up to its sign. A card without metadata (before firmware 5.3) could
+// not show the key again and is token.ErrUnsupported. Errors as token.Importer and Generate.
+func (t *Token) Import(ctx context.Context, req token.ImportRequest) (token.Created, error) {
+	fail := func(err error) (token.Created, error) {
+		return token.Created{}, fmt.Errorf("%s: import key: %w", Name(t.options.Serial), err)
+	}
+	if req.Private == nil {
+		return fail(fmt.Errorf("%w: none", token.ErrBadKey))
+	}
+	if err := t.supports(req.Private.Algorithm, req.Use); err != nil {
+		return fail(err)
+	}
+	m, err := newMaterial(req.Private)
+	if err != nil {
+		return fail(err)
+	}
+	defer clear(m.private)
+	policy := policyOr(req.Policy)
+	return t.create(ctx, "import key", req.Auth, func(ctx context.Context, s *session) (token.Created, error) {
+		if !applet.HasMetadata(s.worker.version) {
+			return token.Created{}, fmt.Errorf("import into firmware %v: %w", s.worker.version, token.ErrUnsupported)
+		}
+		slot, err := s.place(ctx, req.Place, req.Use, policy.PIN)
+		if err != nil {
+			return token.Created{}, err
+		}
+		s.change(slot)
+		if err := s.Applet.Import(ctx, slot, req.Private.Algorithm, m.private, req.Private.RSA, policy); err != nil {
+			return token.Created{}, err
+		}
+		if _, err := s.check(ctx, slot, m.public.Index()); err != nil {
+			return token.Created{}, fmt.Errorf("%w: %w", token.ErrFault, err)
+		}
+		return t.created(slot, m.public, req.Use, req.Associated, token.ProtectionToken), nil
+	})
+}
+
+// material is a private key as a card takes it.
+type material struct {
+	private []byte // not for RSA
+	public  token.PublicKey
+}
+
+func newMaterial(k *token.PrivateKey) (material, error) {
+	given := 0
+	for _, there := range []bool{len(k.Seed) > 0, len(k.Scalar) > 0, k.RSA != nil} {
+		if there {
+			given++
+		}
+	}
+	if given != 1 || (k.RSA != nil) != (k.Algorithm.RSABits() != 0) {
+		return material{}, fmt.Errorf("%w: not one private key of algorithm %s", token.ErrBadKey, k.Algorithm)
+	}
+	if k.RSA != nil {
+		return rsaMaterial(k)
+	}
+	curve, err := keyshare.ParseCurve(string(k.Algorithm))
+	if err != nil {
+		return material{}, fmt.Errorf("%w: %w", token.ErrBadKey, err)
+	}
+	if k.Seed != nil {
+		return seedMaterial(curve, k)
+	}
+	scalar, err := keyshare.ParseScalar(curve, k.Scalar)
+	if err != nil {
+		return material{}, fmt.Errorf("%w: %w", token.ErrBadKey, err)
+	}
+	defer scalar.Wipe()
+	m := material{public: token.PublicKey{Algorithm: k.Algorithm, Octets: scalar.Public().Bytes()}}
+	switch curve {
+	case keyshare.Ed25519:
+		return material{}, fmt.Errorf("a PIV card takes Ed25519 keys by their seed, not by a scalar: %w", token.ErrUnsupported)
+	case keyshare.X25519:
+		m.private, err = clampable(scalar)
+	default:
+		m.private = scalar.Bytes()
+	}
+	return m, err
+}
+
+func seedMaterial(curve keyshare.Curve, k *token.PrivateKey) (material, error) {
+	scalar, prefix, err := keyshare.ExpandSeed(curve, k.Seed)
+	if err != nil {
+		return material{}, fmt.Errorf("%w: %w", token.ErrBadKey, err)
+	}
+	defer scalar.Wipe()
+	clear(prefix)
+	return material{slices.Clone(k.Seed), token.PublicKey{Algorithm: k.Algorithm, Octets: scalar.Public().Bytes()}}, nil
+}
+
+func rsaMaterial(k *token.PrivateKey) (material, error) {
+	key := k.RSA
+	if key.N == nil || key.N.BitLen() != k.Algorithm.RSABits() || len(key.Primes) != 2 || key.E != 65537 {
+		return material{}, fmt.Errorf("%w: not an RSA key of two primes, %d bits and exponent 65537", token.ErrBadKey, k.Algorithm.RSABits())
+	}
+	if err := key.Validate(); err != nil {
+		return material{}, fmt.Errorf("%w: %w", token.ErrBadKey, err)
+	}
+	key.Precompute()
+	for _, p := range key.Primes {
+		if p.BitLen() != k.Algorithm.RSABits()/2 {
+			return material{}, fmt.Errorf("%w: primes of different lengths", token.ErrBadKey)
+		}
+	}
+	public, err := applet.PublicOf(&key.PublicKey)
+	return material{public: public}, err
+}
+
+// clampable returns a private key of X25519 that clamping leaves alone and that is the
+// scalar, or its negative, modulo the order L of the base point: a multiple of 8 from 2^254 to 2^255. Such
+// a key has the same u-coordinates; the sign is in the public key.
+//
+// The one multiple of 8 below 8L that is s modulo L is n = 8*(s/8 mod L); that of -s is
+// 8L - n. As 8L is just above 2^255, one of the two is in range, but for n within 2^128 of the
+// ends. Which of the two, the time may tell.
+func clampable(s *keyshare.Scalar) ([]byte, error) {
+	order, _ := new(big.Int).SetString("1000000000000000000000000000000014def9dea2f79cd65812631a5cf5d3ed", 16)
+	eighth := new(big.Int).ModInverse(big.NewInt(8), order)
+	for _, factor := range []*big.Int{eighth, new(big.Int).Sub(order, eighth)} {
+		octets := factor.FillBytes(make([]byte, 32))
+		slices.Reverse(octets)
+		f, err := keyshare.ParseScalar(keyshare.X25519, octets)
+		if err != nil {
+			return nil, err
+		}
+		product := s.Multiply(f)
+		b := product.Bytes()
+		product.Wipe()
+		for i := len(b) - 1; i > 0; i-- {
+			b[i] = b[i]<<3 | b[i-1]>>5
+		}
+		b[0] <<= 3
+		if b[31]>>6 == 1 {
+			return b, nil
+		}
+		clear(b)
+	}
+	return nil, fmt.Errorf("this X25519 scalar does not fit a PIV card: %w", token.ErrUnsupported)
+}
+
+// Delete destroys a key. A card before firmware 5.7, which has no such command, gets
+// a key in its place that everybody knows and that counts as no key here.
+func (t *Token) Delete(ctx context.Context, handle []byte) error {
+	h, err := decodeHandle(handle)
+	if err != nil || h.serial != t.options.Serial {
+		return fmt.Errorf("%s: delete key: %w: no handle of this card", Name(t.options.Serial), token.ErrNotFound)
+	}
+	_, err = t.create(ctx, "delete key", token.Auth{}, func(ctx context.Context, s *session) (token.Created, error) {
+		delete(s.checked, h.slot)
+		if _, err := s.check(ctx, h.slot, h.index); err != nil {
+			return token.Created{}, err
+		}
+		s.change(h.slot)
+		return token.Created{}, s.destroy(ctx, h.slot)
+	})
+	return err
+}
+
+func (s *session) destroy(ctx context.Context, slot applet.Slot) error {
+	if s.worker.version.AtLeast(5, 7) {
+		return s.Applet.Delete(ctx, slot)
+	}
+	return s.Applet.Import(ctx, slot, token.P256, tombstone(), nil, token.Policy{})
+}
+
+// tombstone is the private key that stands for none: the scalar 1, whose public key is the
+// base point.
+func tombstone() []byte {
+	one := make([]byte, 32)
+	one[31] = 1
+	return one
+}
+
+func isTombstone(p token.PublicKey) bool {
+	base := keyshare.BasePoint(keyshare.P256).Bytes()
+	return p.Equal(token.PublicKey{Algorithm: token.P256, Octets: base})
+}
+
+// Adopt takes over the key that another program put into the slot req.Slot, "9a" for example.
+// The slot is left as it is. Errors: token.ErrBadRequest (no such slot), token.ErrNotFound (it is
+// empty), token.ErrUnsupported (a key that cannot have this use), token.ErrAbsent, token.ErrReplaced.
+func (t *Token) Adopt(ctx context.Context, req token.AdoptRequest) (token.Created, error) {
+	return do(ctx, t, "adopt key", func(ctx context.Context, s *session) (token.Created, error) {
+		slot, err := applet.ParseSlot(req.Slot)
+		if err != nil || len(req.File) != 0 {
+			return token.Created{}, fmt.Errorf("%w: %w", token.ErrBadRequest, errors.Join(err, errors.New("a slot is needed, and no file")))
+		}
+		delete(s.checked, slot)
+		m, err := s.contents(ctx, slot)
+		if err != nil {
+			return token.Created{}, err
+		}
+		if err := t.supports(m.Public.Algorithm, req.Use); err != nil {
+			return token.Created{}, err
+		}
+		return t.created(slot, m.Public, req.Use, req.Associated, token.ProtectionToken), nil
+	})
+}

@@ -1,0 +1,227 @@
+package piv
+
+import (
+	"context"
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+
+	"github.com/mesh-agent/mesh-agent/internal/secret"
+	"github.com/mesh-agent/mesh-agent/piv/internal/apdu"
+	"github.com/mesh-agent/mesh-agent/piv/internal/applet"
+	"github.com/mesh-agent/mesh-agent/token"
+)
+
+// pin is what is known of the card's PIN. Only the worker uses it.
+type pin struct {
+	cached  secret.Bytes // verified; nil if there is none
+	salt    []byte
+	refused []byte // salted hash of the PIN that the card refused last; nil if there is none
+}
+
+func newPIN() pin {
+	salt := make([]byte, 32)
+	rand.Read(salt)
+	return pin{salt: salt}
+}
+
+func (p *pin) forget() {
+	p.cached.Wipe()
+	p.cached = nil
+}
+
+func (p *pin) keep(b []byte) {
+	p.forget()
+	p.cached = append(secret.Bytes{}, b...)
+}
+
+func (p *pin) hash(b []byte) []byte {
+	h := hmac.New(sha256.New, p.salt)
+	h.Write(b)
+	return h.Sum(nil)
+}
+
+func needed(tries int) error {
+	return &token.AuthError{Reason: token.ErrAuthNeeded, Kind: "PIN", TriesLeft: tries}
+}
+
+// present gives a PIN to the card, once. It gives no PIN that the card refused before, and
+// does not use up the last try unless told to.
+func (s *session) present(ctx context.Context, pin []byte, last tryPolicy) error {
+	p := &s.worker.pin
+	if p.refused != nil && hmac.Equal(p.refused, p.hash(pin)) {
+		return fmt.Errorf("%w: the card has refused this PIN before", &token.AuthError{Reason: token.ErrAuthWrong, Kind: "PIN", TriesLeft: token.TriesUnknown})
+	}
+	verified, tries, err := s.PINStatus(ctx)
+	switch {
+	case err != nil:
+		return err
+	case !verified && tries == 0:
+		return fmt.Errorf("%w: the PIN is blocked", token.ErrLockedOut)
+	case !verified && tries == 1 && last != spendLast:
+		return fmt.Errorf("%w: %w", needed(1), ErrLastTry)
+	}
+	err = s.Verify(ctx, pin)
+	switch {
+	case err == nil:
+		p.refused = nil
+	case errors.Is(err, token.ErrAuthWrong), errors.Is(err, token.ErrLockedOut):
+		p.refused = p.hash(pin)
+		if hmac.Equal(p.cached, pin) {
+			p.forget()
+		}
+	case stale(err):
+		s.request.changed = true // whether the card took it is not known: not again
+	}
+	return err
+}
+
+// tryPolicy says whether the card's last try may be used up.
+type tryPolicy int
+
+const (
+	keepLast tryPolicy = iota
+	spendLast
+)
+
+// login makes the card know the PIN: that of auth, or the one kept from Unlock.
+func (s *session) login(ctx context.Context, auth token.Auth) error {
+	verified, tries, err := s.PINStatus(ctx)
+	if err != nil || verified {
+		return err
+	}
+	return s.loginTries(ctx, auth, tries)
+}
+
+// loginTries is login for a card that wants its PIN and has so many tries left.
+func (s *session) loginTries(ctx context.Context, auth token.Auth, tries int) error {
+	switch cached := s.worker.pin.cached; {
+	case tries == 0:
+		return fmt.Errorf("%w: the PIN is blocked", token.ErrLockedOut)
+	case len(auth.PIN) > 0:
+		return s.present(ctx, auth.PIN, keepLast)
+	case cached == nil:
+		return needed(tries)
+	default:
+		err := s.present(ctx, cached, keepLast)
+		if errors.Is(err, token.ErrAuthWrong) { // it was changed meanwhile
+			s.worker.pin.forget()
+			return needed(max(tries-1, 0))
+		}
+		return err
+	}
+}
+
+// Unlock presents the PIN once and keeps it until the card is removed. With one try left it
+// returns ErrLastTry instead. Errors as token.Unlocker; token.ErrAbsent, token.ErrReplaced.
+func (t *Token) Unlock(ctx context.Context, pin []byte) error {
+	return t.unlock(ctx, pin, keepLast)
+}
+
+// UnlockLastTry is Unlock that uses up the last try if it must: if pin is wrong, only the PUK
+// helps.
+func (t *Token) UnlockLastTry(ctx context.Context, pin []byte) error {
+	return t.unlock(ctx, pin, spendLast)
+}
+
+func (t *Token) unlock(ctx context.Context, pin []byte, last tryPolicy) error {
+	_, err := do(ctx, t, "unlock", func(ctx context.Context, s *session) (struct{}, error) {
+		err := s.present(ctx, pin, last)
+		if err == nil {
+			s.worker.pin.keep(pin)
+		}
+		return struct{}{}, err
+	})
+	return err
+}
+
+// Lock forgets the PIN, here and on the card. A card that is not there has forgotten it.
+func (t *Token) Lock(ctx context.Context) error {
+	_, err := do(ctx, t, "lock", func(ctx context.Context, s *session) (struct{}, error) {
+		s.worker.pin.forget()
+		return struct{}{}, s.Logout(ctx)
+	})
+	if errors.Is(err, token.ErrAbsent) || errors.Is(err, token.ErrReplaced) {
+		select {
+		case t.gone <- struct{}{}:
+		default:
+		}
+		return nil
+	}
+	return err
+}
+
+// SetPIN changes the PIN. A PIV card always has one: without old the error is token.ErrAuthNeeded.
+// Errors as token.PINSetter; with one try left, ErrLastTry.
+func (t *Token) SetPIN(ctx context.Context, old, pin []byte) error {
+	_, err := do(ctx, t, "set PIN", func(ctx context.Context, s *session) (struct{}, error) {
+		if len(old) == 0 {
+			_, tries, err := s.PINStatus(ctx)
+			return struct{}{}, errors.Join(needed(tries), err)
+		}
+		if err := s.present(ctx, old, keepLast); err != nil { // counts tries as Unlock does
+			return struct{}{}, err
+		}
+		s.request.changed = true
+		return struct{}{}, s.setPIN(ctx, pin, s.Change(ctx, applet.PIN, old, pin))
+	})
+	return err
+}
+
+// setPIN keeps a new PIN that the card took.
+func (s *session) setPIN(ctx context.Context, pin []byte, err error) error {
+	var status apdu.Status
+	switch {
+	case err == nil:
+		s.worker.pin.refused = nil
+		s.worker.pin.keep(pin)
+		return s.Verify(ctx, pin)
+	case errors.As(err, &status) && (status == apdu.BadData || status == apdu.ConditionsOfUse):
+		return fmt.Errorf("%w: the card does not take this PIN: %w", token.ErrBadRequest, err)
+	}
+	return err
+}
+
+// Unblock sets a new PIN by the PUK, once. Errors: *token.AuthError about the PUK with its tries
+// left; token.ErrLockedOut; ErrLastTry; token.ErrBadRequest; token.ErrAbsent, token.ErrReplaced.
+func (t *Token) Unblock(ctx context.Context, puk, pin []byte) error {
+	_, err := do(ctx, t, "unblock PIN", func(ctx context.Context, s *session) (struct{}, error) {
+		if err := s.sparePUK(ctx); err != nil {
+			return struct{}{}, err
+		}
+		s.request.changed = true
+		return struct{}{}, s.setPIN(ctx, pin, s.Applet.Unblock(ctx, puk, pin))
+	})
+	return err
+}
+
+// SetPUK changes the PUK, once. Errors as Unblock.
+func (t *Token) SetPUK(ctx context.Context, old, puk []byte) error {
+	_, err := do(ctx, t, "set PUK", func(ctx context.Context, s *session) (struct{}, error) {
+		if err := s.sparePUK(ctx); err != nil {
+			return struct{}{}, err
+		}
+		s.request.changed = true
+		return struct{}{}, s.Change(ctx, applet.PUK, old, puk)
+	})
+	return err
+}
+
+// sparePUK refuses to use up the PUK's last try, on cards that tell.
+func (s *session) sparePUK(ctx context.Context) error {
+	if !applet.HasMetadata(s.worker.version) {
+		return nil
+	}
+	c, err := s.Credential(ctx, applet.PUK)
+	switch {
+	case err != nil:
+		return err
+	case c.Tries == 0:
+		return fmt.Errorf("%w: the PUK is blocked", token.ErrLockedOut)
+	case c.Tries == 1:
+		return fmt.Errorf("%w: %w", &token.AuthError{Reason: token.ErrAuthNeeded, Kind: "PUK", TriesLeft: 1}, ErrLastTry)
+	}
+	return nil
+}

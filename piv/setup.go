@@ -1,0 +1,166 @@
+package piv
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+
+	"github.com/mesh-agent/mesh-agent/piv/internal/apdu"
+	"github.com/mesh-agent/mesh-agent/piv/internal/applet"
+	"github.com/mesh-agent/mesh-agent/token"
+)
+
+// The secrets of a card as it comes from the factory.
+const (
+	factoryPIN = "123456"
+	factoryPUK = "12345678"
+)
+
+func factoryManagementKey() []byte {
+	return bytes.Repeat([]byte{1, 2, 3, 4, 5, 6, 7, 8}, 3)
+}
+
+// SetupRequest asks for new secrets on a card. The caller wipes them.
+type SetupRequest struct {
+	// OldPIN and OldPUK are those that the card has; empty for the factory's.
+	OldPIN, OldPUK []byte
+	// PIN and PUK are new: 6 to 8 characters, not the factory's. They may be the old ones.
+	PIN, PUK []byte
+}
+
+// Setup makes a card ready: a random management key, stored on the card so that the PIN opens it (as ykman
+// does it), then a new PUK and PIN. If it is interrupted it can be run again. Afterwards no
+// secret is the factory's, which is checked on cards that tell.
+// The present management key must be the factory's, one stored on the card, or Options.ManagementKey.
+// Errors: token.ErrBadRequest; *token.AuthError for the secret that was wrong; ErrLastTry;
+// token.ErrLockedOut; token.ErrAbsent, token.ErrReplaced.
+func (t *Token) Setup(ctx context.Context, req SetupRequest) error {
+	if err := req.check(); err != nil {
+		return fmt.Errorf("%s: set up: %w", Name(t.options.Serial), err)
+	}
+	_, err := do(ctx, t, "set up", func(ctx context.Context, s *session) (struct{}, error) {
+		return struct{}{}, s.setup(ctx, req)
+	})
+	return err
+}
+
+func (r *SetupRequest) check() error {
+	if len(r.OldPIN) == 0 {
+		r.OldPIN = []byte(factoryPIN)
+	}
+	if len(r.OldPUK) == 0 {
+		r.OldPUK = []byte(factoryPUK)
+	}
+	if string(r.PIN) == factoryPIN || string(r.PUK) == factoryPUK {
+		return fmt.Errorf("%w: the factory's PIN or PUK, which everybody knows", token.ErrBadRequest)
+	}
+	for _, p := range [][]byte{r.PIN, r.PUK} {
+		if len(p) < 6 || len(p) > 8 {
+			return fmt.Errorf("%w: PIN and PUK have 6 to 8 characters", token.ErrBadRequest)
+		}
+	}
+	return nil
+}
+
+func (s *session) setup(ctx context.Context, req SetupRequest) error {
+	if err := s.sparePUK(ctx); err != nil {
+		return err
+	}
+	if err := s.present(ctx, req.OldPIN, keepLast); err != nil {
+		return err
+	}
+	s.request.changed = true
+	if err := s.newManagementKey(ctx); err != nil {
+		return err
+	}
+	if err := s.Change(ctx, applet.PUK, req.OldPUK, req.PUK); err != nil {
+		return err
+	}
+	if err := s.setPIN(ctx, req.PIN, s.Change(ctx, applet.PIN, req.OldPIN, req.PIN)); err != nil {
+		return err
+	}
+	return s.noDefaults(ctx)
+}
+
+// newManagementKey stores a new key and then sets it, so that an interruption leaves the
+// old one in force and the next run finds it.
+func (s *session) newManagementKey(ctx context.Context) error {
+	if err := s.anyManagementKey(ctx); err != nil {
+		return err
+	}
+	key := make([]byte, applet.ManagementKeyLen(s.worker.version))
+	defer clear(key)
+	rand.Read(key)
+	object := apdu.Append(nil, tagProtected, apdu.Append(nil, tagManagementKey, key))
+	defer clear(object)
+	if err := s.PutData(ctx, applet.ObjectProtected, object); err != nil {
+		return err
+	}
+	if err := s.SetManagementKey(ctx, s.worker.version, key); err != nil {
+		return err
+	}
+	return s.PutData(ctx, applet.ObjectAdmin, adminData())
+}
+
+// anyManagementKey presents the key that the card has, of all that it may be. Management keys
+// have no tries to use up.
+func (s *session) anyManagementKey(ctx context.Context) error {
+	keys := [][]byte{s.worker.token.options.ManagementKey, factoryManagementKey()}
+	protected, err := s.protectedKey(ctx)
+	if err != nil && !errors.Is(err, token.ErrAuthNeeded) && !errors.Is(err, apdu.ErrMalformed) {
+		return err
+	}
+	defer clear(protected)
+	keys = append(keys, protected)
+	for _, key := range keys {
+		if len(key) == 0 {
+			continue
+		}
+		err := s.AuthenticateManagement(ctx, s.worker.version, key)
+		if !errors.Is(err, token.ErrAuthWrong) && !errors.Is(err, token.ErrBadRequest) {
+			return err
+		}
+	}
+	return fmt.Errorf("%w: not the factory's, and not stored on the card",
+		&token.AuthError{Reason: token.ErrAuthNeeded, Kind: "management key", TriesLeft: token.TriesUnknown})
+}
+
+// The note that says where the management key is (ykman's "pivman data").
+const (
+	tagAdmin      apdu.Tag = 0x80
+	tagAdminFlags apdu.Tag = 0x81
+	flagStored             = 0x02
+)
+
+func adminData() []byte {
+	return apdu.Append(nil, tagAdmin, apdu.Append(nil, tagAdminFlags, []byte{flagStored}))
+}
+
+// stored reports whether the note says that the management key is on the card.
+func stored(note []byte) bool {
+	b, err := apdu.Unwrap(note, tagAdmin)
+	if err != nil {
+		return false
+	}
+	objects, err := apdu.ParseAll(b)
+	flags := objects[tagAdminFlags]
+	return err == nil && len(flags) == 1 && flags[0]&flagStored != 0
+}
+
+func (s *session) noDefaults(ctx context.Context) error {
+	if !applet.HasMetadata(s.worker.version) {
+		return nil
+	}
+	for _, r := range []applet.Reference{applet.PIN, applet.PUK, applet.ManagementKey} {
+		c, err := s.Credential(ctx, r)
+		if err != nil {
+			return err
+		}
+		if c.Default {
+			return fmt.Errorf("%w: the %v is still the factory's", token.ErrFault, r)
+		}
+	}
+	return nil
+}

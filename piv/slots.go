@@ -1,0 +1,166 @@
+package piv
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+
+	"github.com/mesh-agent/mesh-agent/piv/internal/apdu"
+	"github.com/mesh-agent/mesh-agent/piv/internal/applet"
+	"github.com/mesh-agent/mesh-agent/token"
+)
+
+// slotsFor lists the slots for a use, best first: the one that the standard has for it, then the
+// retired ones (SP 800-73-4 Part 1, 3.1). The card authentication slot is for keys without a PIN.
+func slotsFor(u token.Use, p token.PINPolicy) []applet.Slot {
+	var out []applet.Slot
+	switch {
+	case p == token.PINNever && u.Signs():
+		out = append(out, applet.SlotCard)
+	case u == token.UseSSH:
+		out = append(out, applet.SlotAuthentication)
+	case u == token.UseSign:
+		out = append(out, applet.SlotSignature)
+	case u.Agrees():
+		out = append(out, applet.SlotManagement)
+	}
+	for s := applet.SlotRetired; s <= applet.SlotRetiredLast; s++ {
+		out = append(out, s)
+	}
+	return out
+}
+
+// place returns where a new key goes: the slot asked for if it is free or may be lost, else
+// the first free one of its use.
+func (s *session) place(ctx context.Context, p token.Place, u token.Use, policy token.PINPolicy) (applet.Slot, error) {
+	slots := slotsFor(u, policy)
+	if p.Slot != "" {
+		slot, err := applet.ParseSlot(p.Slot)
+		if err != nil {
+			return 0, fmt.Errorf("%w: %w", token.ErrBadRequest, err)
+		}
+		if p.Overwrite {
+			return slot, nil
+		}
+		slots = []applet.Slot{slot}
+	}
+	for _, slot := range slots {
+		occupied, err := s.occupied(ctx, slot)
+		switch {
+		case err != nil:
+			return 0, err
+		case !occupied:
+			return slot, nil
+		case p.Slot != "":
+			return 0, fmt.Errorf("%w: %w: %v", token.ErrBadRequest, ErrOccupied, slot)
+		}
+	}
+	return 0, fmt.Errorf("%w: %w", token.ErrBadRequest, ErrFull)
+}
+
+// occupied reports whether a slot has a key or a certificate. Of a card without metadata
+// that cannot be known, and every slot counts as occupied.
+func (s *session) occupied(ctx context.Context, slot applet.Slot) (bool, error) {
+	if !applet.HasMetadata(s.worker.version) {
+		return true, nil
+	}
+	m, err := s.Metadata(ctx, slot)
+	switch {
+	case errors.Is(err, apdu.ReferenceMissing), err == nil && isTombstone(m.Public):
+	case err == nil, errors.Is(err, token.ErrUnsupported): // a key of another kind
+		return true, nil
+	default:
+		return false, err
+	}
+	_, err = s.Certificate(ctx, slot)
+	switch {
+	case errors.Is(err, apdu.NotFound):
+		return false, nil
+	case err == nil, errors.Is(err, apdu.ErrMalformed):
+		return true, nil
+	}
+	return false, err
+}
+
+// contents returns what is in a slot, as the card tells it now or since it was connected.
+// token.ErrNotFound says that the slot is empty.
+func (s *session) contents(ctx context.Context, slot applet.Slot) (applet.Metadata, error) {
+	if m, ok := s.checked[slot]; ok {
+		return m, nil
+	}
+	m, err := s.look(ctx, slot)
+	if err == nil {
+		s.checked[slot] = m
+	}
+	return m, err
+}
+
+func (s *session) look(ctx context.Context, slot applet.Slot) (applet.Metadata, error) {
+	if !applet.HasMetadata(s.worker.version) {
+		return s.lookWithoutMetadata(ctx, slot)
+	}
+	m, err := s.Metadata(ctx, slot)
+	if err == nil && isTombstone(m.Public) {
+		return m, fmt.Errorf("%w: slot %v was emptied", token.ErrNotFound, slot)
+	}
+	if errors.Is(err, apdu.ReferenceMissing) {
+		return m, fmt.Errorf("%w: slot %v is empty: %w", token.ErrNotFound, slot, err)
+	}
+	return m, err
+}
+
+// lookWithoutMetadata takes the public key from the card's attestation or, of keys that the
+// card did not generate, from the slot's certificate. The policies are in an attestation only;
+// otherwise they are taken for those that slots have by themselves.
+func (s *session) lookWithoutMetadata(ctx context.Context, slot applet.Slot) (applet.Metadata, error) {
+	var status apdu.Status
+	cert, err := s.Attest(ctx, slot)
+	if err == nil {
+		return metadataOf(cert)
+	}
+	if !errors.As(err, &status) {
+		return applet.Metadata{}, err
+	}
+	cert, err = s.Certificate(ctx, slot)
+	if errors.As(err, &status) {
+		return applet.Metadata{}, fmt.Errorf("%w: slot %v has no certificate: %w", token.ErrNotFound, slot, err)
+	}
+	if err != nil {
+		return applet.Metadata{}, err
+	}
+	public, err := applet.PublicOf(cert.PublicKey)
+	return applet.Metadata{Public: public, Policy: slotPolicy(slot)}, err
+}
+
+func metadataOf(cert *x509.Certificate) (applet.Metadata, error) {
+	public, err := applet.PublicOf(cert.PublicKey)
+	if err != nil {
+		return applet.Metadata{}, err
+	}
+	statement, err := applet.ParseStatement(cert)
+	return applet.Metadata{Public: public, Policy: statement.Policy, Generated: true}, err
+}
+
+// slotPolicy is what the standard has for a slot (SP 800-73-4 Part 1, Table 4b).
+func slotPolicy(slot applet.Slot) token.Policy {
+	switch slot {
+	case applet.SlotSignature:
+		return token.Policy{PIN: token.PINAlways, Touch: token.TouchNever}
+	case applet.SlotCard:
+		return token.Policy{PIN: token.PINNever, Touch: token.TouchNever}
+	}
+	return token.Policy{PIN: token.PINOnce, Touch: token.TouchNever}
+}
+
+// check compares what is in a slot with a key and returns what the card tells of it.
+func (s *session) check(ctx context.Context, slot applet.Slot, index [32]byte) (applet.Metadata, error) {
+	m, err := s.contents(ctx, slot)
+	if err != nil {
+		return m, err
+	}
+	if m.Public.Index() != index {
+		return m, fmt.Errorf("%w: slot %v holds another key", token.ErrNotFound, slot)
+	}
+	return m, nil
+}

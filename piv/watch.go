@@ -1,0 +1,75 @@
+package piv
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	"github.com/mesh-agent/mesh-agent/piv/internal/pcsc"
+	"github.com/mesh-agent/mesh-agent/token"
+)
+
+// How long to wait before looking again for a pcscd that does not run.
+const (
+	watchFirst = 100 * time.Millisecond
+	watchMost  = 5 * time.Second
+)
+
+// watch follows the readers until ctx ends: a card that goes loses its PIN at once, and one that comes is
+// looked at. It touches no card itself.
+func watch(ctx context.Context, t *Token) {
+	pause := watchFirst
+	for ctx.Err() == nil {
+		if follow(ctx, t) {
+			pause = watchFirst
+		}
+		if t.bound.Load() != nil && ctx.Err() == nil {
+			t.lost()
+		}
+		if pcsc.Pause(ctx, pause) != nil {
+			return
+		}
+		pause = min(2*pause, watchMost)
+	}
+}
+
+// follow follows the readers until the connection breaks, and reports whether there was one.
+func follow(ctx context.Context, t *Token) bool {
+	client, err := pcsc.Dial(ctx, t.options.Socket)
+	if err != nil {
+		return false
+	}
+	defer client.Close()
+	known, err := client.Readers(ctx)
+	for err == nil {
+		observe(ctx, t, known)
+		known, err = client.WaitChange(ctx, known)
+	}
+	return true
+}
+
+// observe compares the readers with where our card was.
+func observe(ctx context.Context, t *Token, readers []pcsc.Reader) {
+	p := t.bound.Load()
+	if p != nil && slices.ContainsFunc(readers, func(r pcsc.Reader) bool {
+		return r.Present && r.Name == p.reader && r.Events == p.events
+	}) {
+		return
+	}
+	if p != nil {
+		t.lost()
+	}
+	if slices.ContainsFunc(readers, func(r pcsc.Reader) bool { return r.Present }) {
+		_, _ = do[struct{}](ctx, t, "look", nil) // its outcome is in Info
+	}
+}
+
+// lost notes that the card was taken away.
+func (t *Token) lost() {
+	t.bound.Store(nil)
+	t.setState(token.StateAbsent)
+	select {
+	case t.gone <- struct{}{}:
+	default:
+	}
+}
