@@ -18,6 +18,19 @@ const (
 	TagTokenUnlockResponse = "TokenUnlockResponse"
 	TagStatusRequest       = "StatusRequest"
 	TagStatusResponse      = "StatusResponse"
+
+	TagKeyResealRequest       = "KeyResealRequest"
+	TagKeyResealResponse      = "KeyResealResponse"
+	TagKeyExportRequest       = "KeyExportRequest"
+	TagKeyExportResponse      = "KeyExportResponse"
+	TagTokenSetPINRequest     = "TokenSetPINRequest"
+	TagTokenSetPINResponse    = "TokenSetPINResponse"
+	TagTokenLockRequest       = "TokenLockRequest"
+	TagTokenLockResponse      = "TokenLockResponse"
+	TagDoctorRequest          = "DoctorRequest"
+	TagDoctorResponse         = "DoctorResponse"
+	TagAcceptRollbackRequest  = "AcceptRollbackRequest"
+	TagAcceptRollbackResponse = "AcceptRollbackResponse"
 )
 
 // Reply is what every management response begins with. When Status is not 201 the
@@ -27,9 +40,19 @@ type Reply struct {
 	StatusDescription string `json:",omitzero"`
 }
 
+// Home says where a key goes, in requests that make one: exactly one of Token, which holds
+// the key, and SealTo, which seals a key that is used in the agent's memory.
+type Home struct {
+	Token  string `json:",omitzero"`
+	SealTo string `json:",omitzero"`
+	PIN    string `json:",omitzero"` // "none", "once" or "always"; absent: as the token does, with SealTo "once"
+	Touch  string `json:",omitzero"` // "never", "cached" or "always"; absent: as the token does
+	PCRs   string `json:",omitzero"` // with SealTo: a selection such as "sha256:7,14"
+}
+
 // KeyGenerateRequest makes a key, with what OperationGenerate cannot say.
 type KeyGenerateRequest struct {
-	Token     string
+	Home
 	Algorithm string
 	Use       string
 	Label     string             `json:",omitzero"`
@@ -38,9 +61,9 @@ type KeyGenerateRequest struct {
 
 // KeyImportRequest imports the key in Key.
 type KeyImportRequest struct {
-	Token      string
+	Home
 	Use        string
-	Key        Binary             // the file: UDF seed, Mesh JSON, PKCS #8 PEM, OpenSSH, or with UnwrapWith a DARE envelope
+	Key        Binary             // the file: UDF seed, Mesh JSON, PKCS #8 PEM, OpenSSH, TSS2 PEM, or with UnwrapWith a DARE envelope
 	Passphrase Binary             `json:",omitzero"` // of an encrypted OpenSSH key
 	Algorithm  string             `json:",omitzero"`
 	KeyName    string             `json:",omitzero"`
@@ -50,12 +73,15 @@ type KeyImportRequest struct {
 	ShareTo    []strictjson.Value `json:",omitzero"`
 }
 
-// KeyResponse answers KeyGenerateRequest and KeyImportRequest.
+// KeyResponse answers KeyGenerateRequest, KeyImportRequest, KeyDeleteRequest and KeyResealRequest.
 type KeyResponse struct {
 	Reply
 	Key      *KeyInfo `json:",omitzero"`
 	Warnings []string `json:",omitzero"` // for people, such as a seed below 16 octets
 	Existed  bool     `json:",omitzero"` // import: it was here already
+	// Recovery opens a key sealed to PCRs after these have changed. It is in this answer and
+	// nowhere else.
+	Recovery Binary `json:",omitzero"`
 }
 
 // KeyInfo describes a key to clients.
@@ -65,7 +91,10 @@ type KeyInfo struct {
 	Algorithm  string
 	Use        string
 	Token      string
-	Protection string
+	Protection string // "token", "sealed (machine)", "sealed+PIN", "sealed+PCR" or "software"
+	PIN        string `json:",omitzero"` // the policies that were asked for when it was made, as in Home
+	Touch      string `json:",omitzero"`
+	PCRs       string `json:",omitzero"`
 	Label      string `json:",omitzero"`
 	PublicKey  PublicParameters
 	Operations []string
@@ -90,6 +119,26 @@ type KeyListResponse struct {
 
 // KeyDeleteRequest deletes a key for good.
 type KeyDeleteRequest struct{ KeyId string }
+
+// KeyResealRequest seals a key that is sealed to PCRs anew, to the PCRs as they are now.
+type KeyResealRequest struct {
+	KeyId    string
+	PCRs     string `json:",omitzero"` // another selection
+	Recovery Binary `json:",omitzero"` // where the PCRs have changed
+}
+
+// KeyExportRequest asks for the file of a key in a token, for other programs that use the
+// same token. Nothing secret is in it.
+type KeyExportRequest struct {
+	KeyId  string
+	Format string // "tss2"
+}
+
+// KeyExportResponse has the file.
+type KeyExportResponse struct {
+	Reply
+	Key Binary `json:",omitzero"`
+}
 
 // TokenListRequest lists the tokens.
 type TokenListRequest struct{}
@@ -117,6 +166,36 @@ type TokenUnlockRequest struct {
 	Token string
 	PIN   Binary
 }
+
+// TokenSetPINRequest sets a token's PIN, or changes it from Old.
+type TokenSetPINRequest struct {
+	Token string
+	PIN   Binary
+	Old   Binary `json:",omitzero"`
+}
+
+// TokenLockRequest makes a token need its PIN again and wipes the keys that it had opened.
+type TokenLockRequest struct{ Token string }
+
+// DoctorRequest asks for what is wrong.
+type DoctorRequest struct{}
+
+// DoctorResponse says what is wrong and how to mend it.
+type DoctorResponse struct {
+	Reply
+	Findings []Finding `json:",omitzero"`
+}
+
+// Finding is one thing that is so, in sentences for people.
+type Finding struct {
+	Severity string // "info", "warning" or "error"
+	About    string // what it is about: "token tpm", "keys", "agent"
+	Text     string
+	Mend     string `json:",omitzero"` // what to do about it
+}
+
+// AcceptRollbackRequest accepts key records that are older than the rollback guard knows.
+type AcceptRollbackRequest struct{}
 
 // StatusRequest asks how the agent is.
 type StatusRequest struct{}

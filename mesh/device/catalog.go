@@ -1,0 +1,327 @@
+package device
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/mesh-agent/mesh-agent/internal/strictjson"
+	"github.com/mesh-agent/mesh-agent/mesh"
+)
+
+// The tags of what arrives at a device.
+const (
+	TagCatalogedDevice   = "CatalogedDevice"
+	TagRespondConnection = "RespondConnection"
+)
+
+// ErrCatalog says that a CatalogedDevice is not well formed.
+var ErrCatalog = errors.New("bad CatalogedDevice")
+
+// CatalogedDevice is a device's entry in an account's catalog: all that connects it. Parsing
+// verifies nothing. Envelopes that are not there are nil.
+type CatalogedDevice struct {
+	DeviceUdf         string
+	ProfileUser       *mesh.Envelope
+	ProfileDevice     *mesh.Envelope
+	ConnectionService *mesh.Envelope
+	ConnectionDevice  *mesh.Envelope
+	// Activations are those of the device and of the account, in this order by their
+	// names; which is which, their contents decide.
+	Activations  []*mesh.Envelope
+	Applications []ApplicationEntry
+}
+
+type wireCatalog struct {
+	DeviceUdf                  string              `json:",omitzero"`
+	EnvelopedProfileUser       *mesh.Envelope      `json:",omitzero"`
+	EnvelopedProfileDevice     *mesh.Envelope      `json:",omitzero"`
+	EnvelopedConnectionService *mesh.Envelope      `json:",omitzero"`
+	EnvelopedConnectionDevice  *mesh.Envelope      `json:",omitzero"`
+	EnvelopedActivationAccount *mesh.Envelope      `json:",omitzero"`
+	EnvelopedActivationCommon  *mesh.Envelope      `json:",omitzero"`
+	ApplicationEntries         []strictjson.Tagged `json:",omitzero"`
+
+	// Until 2022.
+	EnvelopedConnectionUser   *mesh.Envelope `json:",omitzero"`
+	EnvelopedActivationDevice *mesh.Envelope `json:",omitzero"`
+
+	Other strictjson.Value `json:",embed"`
+}
+
+// ParseCatalogedDevice reads {"CatalogedDevice":{...}}, a bare object, or a RespondConnection
+// that accepts, in the clear.
+func ParseCatalogedDevice(data []byte) (*CatalogedDevice, error) {
+	var members map[string]strictjson.Value
+	if err := strictjson.Unmarshal(data, &members); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrCatalog, err)
+	}
+	if len(members) == 1 {
+		for tag, body := range members {
+			switch tag {
+			case TagCatalogedDevice:
+				return readCatalog(body)
+			case TagRespondConnection:
+				r, err := readRespond(body)
+				if err != nil {
+					return nil, err
+				}
+				return r.CatalogedDevice, r.accepted()
+			}
+		}
+	}
+	return readCatalog(data)
+}
+
+func readCatalog(body strictjson.Value) (*CatalogedDevice, error) {
+	var w wireCatalog
+	if err := decode(body, &w); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrCatalog, err)
+	}
+	c := &CatalogedDevice{
+		DeviceUdf: w.DeviceUdf, ProfileUser: w.EnvelopedProfileUser, ProfileDevice: w.EnvelopedProfileDevice,
+		ConnectionService: w.EnvelopedConnectionService, ConnectionDevice: w.EnvelopedConnectionDevice,
+	}
+	if w.EnvelopedConnectionUser != nil {
+		if c.ConnectionDevice != nil {
+			return nil, fmt.Errorf("%w: ConnectionDevice is there under two names", ErrCatalog)
+		}
+		c.ConnectionDevice = w.EnvelopedConnectionUser
+	}
+	for _, e := range []*mesh.Envelope{w.EnvelopedActivationDevice, w.EnvelopedActivationAccount, w.EnvelopedActivationCommon} {
+		if e != nil {
+			c.Activations = append(c.Activations, e)
+		}
+	}
+	if len(c.Activations) > 2 {
+		return nil, fmt.Errorf("%w: three activations", ErrCatalog)
+	}
+	for _, t := range w.ApplicationEntries {
+		a, err := readApplicationEntry(t)
+		if err != nil {
+			return nil, fmt.Errorf("%w: %w", ErrCatalog, err)
+		}
+		c.Applications = append(c.Applications, *a)
+	}
+	return c, nil
+}
+
+// Marshal writes {"CatalogedDevice":{...}} with the names of today.
+func (c *CatalogedDevice) Marshal() ([]byte, error) {
+	w, err := c.wire()
+	if err != nil {
+		return nil, err
+	}
+	return strictjson.Marshal(map[string]*wireCatalog{TagCatalogedDevice: w})
+}
+
+func (c *CatalogedDevice) wire() (*wireCatalog, error) {
+	w := &wireCatalog{
+		DeviceUdf: c.DeviceUdf, EnvelopedProfileUser: c.ProfileUser, EnvelopedProfileDevice: c.ProfileDevice,
+		EnvelopedConnectionService: c.ConnectionService, EnvelopedConnectionDevice: c.ConnectionDevice,
+	}
+	for i, e := range c.Activations {
+		if i == 0 {
+			w.EnvelopedActivationAccount = e
+		} else {
+			w.EnvelopedActivationCommon = e
+		}
+	}
+	for _, a := range c.Applications {
+		t, err := a.tagged()
+		if err != nil {
+			return nil, err
+		}
+		w.ApplicationEntries = append(w.ApplicationEntries, t)
+	}
+	return w, nil
+}
+
+// ApplicationEntry is a device's activation of one application. Nobody signs it: whoever
+// knows the device's public key can make one. Its keys are used only after their public
+// parts were found in the account's catalog of applications, or by a person's decision.
+type ApplicationEntry struct {
+	// Tag is ApplicationEntrySsh, ...Mail, ...Group, ...Callsign.
+	Tag        string
+	Identifier string
+	Envelope   *mesh.Envelope // encrypted to the combined key
+}
+
+const tagApplicationEntry = "ApplicationEntry"
+
+type wireApplication struct {
+	Identifier          string         `json:",omitzero"`
+	EnvelopedActivation *mesh.Envelope `json:",omitzero"`
+
+	Other strictjson.Value `json:",embed"`
+}
+
+func readApplicationEntry(t strictjson.Tagged) (*ApplicationEntry, error) {
+	if !strings.HasPrefix(t.Tag, tagApplicationEntry) {
+		return nil, fmt.Errorf("%.32q among ApplicationEntries", t.Tag)
+	}
+	var w wireApplication
+	if err := decode(t.Body, &w); err != nil {
+		return nil, fmt.Errorf("%.32q: %w", t.Tag, err)
+	}
+	return &ApplicationEntry{Tag: t.Tag, Identifier: w.Identifier, Envelope: w.EnvelopedActivation}, nil
+}
+
+func (a *ApplicationEntry) tagged() (strictjson.Tagged, error) {
+	return strictjson.NewTagged(a.Tag, wireApplication{Identifier: a.Identifier, EnvelopedActivation: a.Envelope})
+}
+
+// ApplicationActivation is a decrypted activation of an application: private keys, as they
+// are. Wipe it after use.
+type ApplicationActivation struct {
+	Tag  string // ActivationApplicationSsh, ...Mail, ...Group
+	Keys map[string]*mesh.KeyData
+}
+
+const tagActivationApplication = "ActivationApplication"
+
+// applicationKeys are the members that hold private keys.
+var applicationKeys = [...]string{"ClientKey", "SmimeSign", "SmimeEncrypt", "OpenpgpSign", "OpenpgpEncrypt",
+	"AccountEncryption", "AdministratorSignature", "AccountAuthentication"}
+
+// Wipe overwrites the secrets.
+func (a *ApplicationActivation) Wipe() {
+	for _, k := range a.Keys {
+		wipeKey(k)
+	}
+}
+
+// ParseApplicationActivation reads a decrypted activation of an application. Public parts and
+// Udf members fit the private parts. The caller wipes plaintext and result.
+func ParseApplicationActivation(plaintext []byte, g mesh.Generation) (*ApplicationActivation, error) {
+	tagged, err := mesh.DecodeBody(plaintext)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrActivation, err)
+	}
+	defer clear(tagged.Body)
+	if !strings.HasPrefix(tagged.Tag, tagActivationApplication) {
+		return nil, fmt.Errorf("%w: it is a %.32q, not one of an application", ErrActivation, tagged.Tag)
+	}
+	var members map[string]strictjson.Value
+	if err := decode(tagged.Body, &members); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrActivation, err)
+	}
+	a := &ApplicationActivation{Tag: tagged.Tag, Keys: map[string]*mesh.KeyData{}}
+	for _, name := range applicationKeys {
+		body, ok := members[name]
+		if !ok {
+			continue
+		}
+		k := new(mesh.KeyData)
+		a.Keys[name] = k
+		if err = decode(body, k); err == nil {
+			err = checkPrivate(k, g)
+		}
+		clear(body)
+		if err != nil {
+			a.Wipe()
+			return nil, fmt.Errorf("%w: %s: %w", ErrActivation, name, err)
+		}
+	}
+	return a, nil
+}
+
+// Open decrypts the entry with the device's combined key for encryption. The caller wipes
+// the result. The errors are those of mesh.Envelope.Decrypt and ErrActivation.
+func (a *ApplicationEntry) Open(ctx context.Context, combined mesh.Agreer, g mesh.Generation) (*ApplicationActivation, error) {
+	if a.Envelope == nil {
+		return nil, fmt.Errorf("%w: %.32q is empty", ErrActivation, a.Tag)
+	}
+	plaintext, err := a.Envelope.Decrypt(ctx, combined)
+	if err != nil {
+		return nil, err
+	}
+	defer clear(plaintext)
+	return ParseApplicationActivation(plaintext, g)
+}
+
+// The results of a request for connection.
+const (
+	ResultAccept = "Accept"
+	ResultReject = "Reject"
+)
+
+// ErrRejected says that an administrator did not accept a request for connection.
+var ErrRejected = errors.New("request for connection was rejected")
+
+// RespondConnection answers a request for connection. It is encrypted to the device's base
+// key and nobody signs it: what it says is true only as far as CatalogedDevice verifies.
+type RespondConnection struct {
+	MessageID       string // see ResponseID
+	Result          string
+	CatalogedDevice *CatalogedDevice // nil if rejected
+}
+
+type wireRespond struct {
+	MessageID       string           `json:"MessageId,omitzero"`
+	Result          string           `json:",omitzero"`
+	CatalogedDevice strictjson.Value `json:",omitzero"`
+
+	Other strictjson.Value `json:",embed"`
+}
+
+func readRespond(body strictjson.Value) (*RespondConnection, error) {
+	var w wireRespond
+	if err := decode(body, &w); err != nil {
+		return nil, fmt.Errorf("parse RespondConnection: %w", err)
+	}
+	r := &RespondConnection{MessageID: w.MessageID, Result: w.Result}
+	if w.CatalogedDevice != nil {
+		var err error
+		if r.CatalogedDevice, err = readCatalog(w.CatalogedDevice); err != nil {
+			return nil, err
+		}
+	}
+	return r, nil
+}
+
+func (r *RespondConnection) accepted() error {
+	if r.Result != ResultAccept || r.CatalogedDevice == nil {
+		return ErrRejected
+	}
+	return nil
+}
+
+// OpenRespondConnection decrypts an answer with the device's base key for encryption. It is
+// one to the message whose ResponseID it bears; the caller compares, and takes one answer
+// only. An answer that rejects is ErrRejected.
+func OpenRespondConnection(ctx context.Context, e *mesh.Envelope, base mesh.Agreer) (*RespondConnection, error) {
+	plaintext, err := e.Decrypt(ctx, base)
+	if err != nil {
+		return nil, err
+	}
+	defer clear(plaintext)
+	tagged, err := mesh.DecodeBody(plaintext)
+	if err != nil {
+		return nil, fmt.Errorf("parse RespondConnection: %w", err)
+	}
+	if tagged.Tag != TagRespondConnection {
+		return nil, fmt.Errorf("parse RespondConnection: it is a %.32q", tagged.Tag)
+	}
+	r, err := readRespond(tagged.Body)
+	if err != nil {
+		return nil, err
+	}
+	return r, r.accepted()
+}
+
+// Marshal writes {"RespondConnection":{...}}.
+func (r *RespondConnection) Marshal() ([]byte, error) {
+	w := wireRespond{MessageID: r.MessageID, Result: r.Result}
+	if r.CatalogedDevice != nil {
+		wire, err := r.CatalogedDevice.wire()
+		if err != nil {
+			return nil, err
+		}
+		if w.CatalogedDevice, err = strictjson.Marshal(wire); err != nil {
+			return nil, err
+		}
+	}
+	return strictjson.Marshal(map[string]wireRespond{TagRespondConnection: w})
+}
