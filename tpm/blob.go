@@ -2,54 +2,139 @@ package tpm
 
 import (
 	"bytes"
+	"crypto/rsa"
 	"crypto/sha256"
-	"encoding/asn1"
+	"crypto/x509"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math/big"
 
 	"github.com/google/go-tpm/tpm2"
 	"github.com/mesh-agent/mesh-agent/token"
 )
 
-// purpose is what the TPM lets a key do.
+// purpose is what a key is for; a key made by other programs may have several.
 type purpose int
 
 const (
-	purposeNone purpose = iota
-	purposeSign
+	purposeNone purpose = 0
+	purposeSign purpose = 1 << (iota - 1)
 	purposeAgree
+	purposeDecrypt
 )
 
-func (p purpose) String() string { return [...]string{"nothing", "sign", "agree"}[p] }
+func (p purpose) String() string {
+	return map[purpose]string{
+		purposeNone: "nothing", purposeSign: "sign", purposeAgree: "agree", purposeDecrypt: "decrypt",
+		purposeSign | purposeAgree: "sign and agree", purposeSign | purposeDecrypt: "sign and decrypt",
+	}[p]
+}
 
-func purposeOf(u token.Use) purpose {
+func purposeOf(a token.Algorithm, u token.Use) purpose {
 	switch {
 	case u.Signs():
 		return purposeSign
+	case u.Agrees() && a.RSABits() != 0:
+		return purposeDecrypt
 	case u.Agrees():
 		return purposeAgree
 	}
 	return purposeNone
 }
 
-// keyTemplate is the public area of a new key: it never leaves this TPM, needs no
-// authorization value and so no dictionary-attack protection, and has one purpose.
-func keyTemplate(a token.Algorithm, p purpose) (tpm2.TPMTPublic, error) {
+// object is something of the TPM's that is kept outside of it, encrypted by its parent.
+type object struct {
+	parent     tpm2.TPMHandle // where the parent is: persistent, or a hierarchy that derives it
+	rsaParent  bool           // an RSA key is derived, not an ECC key
+	parentName []byte         // the parent's Name
+	emptyAuth  bool           // no authorization value is needed
+	area       []byte         // TPMT_PUBLIC
+	private    []byte         // contents of TPM2B_PRIVATE
+	name       []byte         // the object's Name, computed here
+	public     *tpm2.TPMTPublic
+}
+
+// is reports whether a loaded object is this one.
+func (o *object) is(h tpm2.NamedHandle) bool { return bytes.Equal(h.Name.Buffer, o.name) }
+
+// parseArea sets what the public area says.
+func (o *object) parseArea() error {
+	public, err := tpm2.Unmarshal[tpm2.TPMTPublic](o.area)
+	if err != nil {
+		return fmt.Errorf("parse public area: %w", err)
+	}
+	if !bytes.Equal(tpm2.Marshal(*public), o.area) {
+		return errors.New("public area is not in its one encoding")
+	}
+	name, err := nameOf(public.NameAlg, o.area)
+	if err != nil {
+		return err
+	}
+	o.public, o.name = public, name
+	return nil
+}
+
+// nameOf computes a Name, TPM 2.0 Part 1, 16.
+func nameOf(alg tpm2.TPMAlgID, area []byte) ([]byte, error) {
+	hash, err := alg.Hash()
+	if err != nil || hash.Size() < sha256.Size {
+		return nil, fmt.Errorf("name algorithm 0x%x", alg)
+	}
+	h := hash.New()
+	h.Write(area)
+	return h.Sum(binary.BigEndian.AppendUint16(nil, uint16(alg))), nil
+}
+
+// bound reports whether the object was made by this package, which binds it to what goes
+// with it by its authorization policy.
+func (o *object) bound() bool { return len(o.public.AuthPolicy.Buffer) != 0 }
+
+// bindingLabel has the 32 octets of a policy digest.
+const bindingLabel = "mesh-agent: TPM object binding 1"
+
+// binding is an authorization policy that nothing satisfies: the digest of octets that go
+// with an object. The policy is part of the object's Name, and so the TPM sees to it that it
+// does not change; it is the one field of a key that takes octets of its maker.
+// A policy that something satisfies is the digest of an earlier policy digest (or 32 zeros)
+// and more (TPM 2.0 Part 1, 19.7), never of octets that begin with the label, unless
+// SHA-256 can be made to return the label.
+func binding(fields ...[]byte) []byte {
+	h := sha256.New()
+	h.Write([]byte(bindingLabel))
+	for _, f := range fields {
+		h.Write(binary.BigEndian.AppendUint32(nil, uint32(len(f))))
+		h.Write(f)
+	}
+	return h.Sum(nil)
+}
+
+func keyBinding(parentName []byte, u token.Use, associated []byte) []byte {
+	return binding([]byte("key"), parentName, []byte(u), associated)
+}
+
+// keyTemplate is the public area of a new key with one purpose. It never leaves this TPM;
+// the TPM counts wrong authorization values if it has one (pin).
+func keyTemplate(a token.Algorithm, p purpose, pin bool, policy []byte) (tpm2.TPMTPublic, error) {
+	public := tpm2.TPMTPublic{
+		NameAlg: tpm2.TPMAlgSHA256,
+		ObjectAttributes: tpm2.TPMAObject{
+			FixedTPM: true, FixedParent: true, SensitiveDataOrigin: true, UserWithAuth: true, NoDA: !pin,
+			SignEncrypt: p == purposeSign, Decrypt: p == purposeAgree || p == purposeDecrypt,
+		},
+		AuthPolicy: tpm2.TPM2BDigest{Buffer: policy},
+	}
+	if bits := a.RSABits(); bits != 0 {
+		public.Type, public.Parameters = tpm2.TPMAlgRSA, rsaParms(bits)
+		public.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgRSA, &tpm2.TPM2BPublicKeyRSA{})
+		return public, nil
+	}
 	for _, c := range curves() {
-		if c.algorithm != a {
-			continue
+		if c.algorithm == a {
+			public.Type, public.Parameters = tpm2.TPMAlgECC, eccParms(c.id)
+			public.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgECC, &tpm2.TPMSECCPoint{})
+			return public, nil
 		}
-		return tpm2.TPMTPublic{
-			Type:    tpm2.TPMAlgECC,
-			NameAlg: tpm2.TPMAlgSHA256,
-			ObjectAttributes: tpm2.TPMAObject{
-				FixedTPM: true, FixedParent: true, SensitiveDataOrigin: true, UserWithAuth: true, NoDA: true,
-				SignEncrypt: p == purposeSign, Decrypt: p == purposeAgree,
-			},
-			Parameters: eccParms(c.id),
-			Unique:     tpm2.NewTPMUPublicID(tpm2.TPMAlgECC, &tpm2.TPMSECCPoint{}),
-		}, nil
 	}
 	return tpm2.TPMTPublic{}, fmt.Errorf("a TPM has no %s keys: %w", string(a), token.ErrUnsupported)
 }
@@ -65,53 +150,92 @@ func eccParms(id tpm2.TPMECCCurve) tpm2.TPMUPublicParms {
 	})
 }
 
-// blob is a key outside the TPM, encrypted by its parent.
+// rsaParms leaves the scheme open: it is chosen with each operation. The exponent is 65537.
+func rsaParms(bits int) tpm2.TPMUPublicParms {
+	return tpm2.NewTPMUPublicParms(tpm2.TPMAlgRSA, &tpm2.TPMSRSAParms{
+		Symmetric: tpm2.TPMTSymDefObject{Algorithm: tpm2.TPMAlgNull},
+		Scheme:    tpm2.TPMTRSAScheme{Scheme: tpm2.TPMAlgNull},
+		KeyBits:   tpm2.TPMKeyBits(bits),
+	})
+}
+
+// blob is a key outside the TPM.
 type blob struct {
-	parent  tpm2.TPMHandle // persistentSRK or ownerSRK
-	area    []byte         // TPMT_PUBLIC
-	private []byte         // contents of TPM2B_PRIVATE
-	name    []byte         // the key's Name, computed here
-	public  token.PublicKey
+	object
+	key     token.PublicKey
 	purpose purpose
 }
 
-// is reports whether a loaded object is this key.
-func (b *blob) is(h tpm2.NamedHandle) bool { return bytes.Equal(h.Name.Buffer, b.name) }
-
-func newBlob(parent tpm2.TPMHandle, area, private []byte) (*blob, error) {
-	b := &blob{parent: parent, area: area, private: private}
-	public, err := tpm2.Unmarshal[tpm2.TPMTPublic](area)
+func newBlob(o object) (*blob, error) {
+	b := &blob{object: o}
+	err := b.parseArea()
 	if err != nil {
-		return nil, fmt.Errorf("parse public area: %w", err)
-	}
-	if public.Type != tpm2.TPMAlgECC || public.NameAlg != tpm2.TPMAlgSHA256 {
-		return nil, fmt.Errorf("key of type 0x%x with name algorithm 0x%x", public.Type, public.NameAlg)
-	}
-	if !bytes.Equal(tpm2.Marshal(*public), area) {
-		return nil, errors.New("public area is not in its one encoding")
-	}
-	digest := sha256.Sum256(area)
-	b.name = append(binary.BigEndian.AppendUint16(nil, uint16(public.NameAlg)), digest[:]...)
-	if b.public, err = publicKey(public); err != nil {
 		return nil, err
 	}
-	b.purpose, err = purposeFrom(public.ObjectAttributes)
-	return b, err
-}
-
-func purposeFrom(a tpm2.TPMAObject) (purpose, error) {
-	switch {
-	case a.Restricted || !a.UserWithAuth:
-		return purposeNone, errors.New("restricted key, or one that needs a policy")
-	case a.SignEncrypt && !a.Decrypt:
-		return purposeSign, nil
-	case a.Decrypt && !a.SignEncrypt:
-		return purposeAgree, nil
+	if b.key, err = publicKey(b.public); err != nil {
+		return nil, err
 	}
-	return purposeNone, errors.New("key has not exactly one purpose")
+	if b.purpose, err = purposeFrom(b.public); err != nil {
+		return nil, err
+	}
+	if !b.bound() {
+		return b, nil
+	}
+	switch {
+	case b.purpose != purposeSign && b.purpose != purposeAgree && b.purpose != purposeDecrypt:
+		return nil, errors.New("key has not exactly one purpose")
+	case b.emptyAuth != b.public.ObjectAttributes.NoDA:
+		return nil, errors.New("key file and key differ in whether it needs a PIN")
+	}
+	return b, nil
 }
 
+// check compares the key with what its record says of it.
+func (b *blob) check(req token.OpenRequest) error {
+	switch {
+	case !b.key.Equal(req.Public):
+		return errors.New("public key is not that of the record")
+	case purposeOf(b.key.Algorithm, req.Use)&b.purpose == 0:
+		return fmt.Errorf("made to %s, used as %q", b.purpose, string(req.Use))
+	case b.bound() && !bytes.Equal(b.public.AuthPolicy.Buffer, keyBinding(b.parentName, req.Use, req.Associated)):
+		return errors.New("use or associated data is not that with which the key was made")
+	}
+	return nil
+}
+
+func purposeFrom(public *tpm2.TPMTPublic) (purpose, error) {
+	a := public.ObjectAttributes
+	if a.Restricted || !a.UserWithAuth {
+		return purposeNone, errors.New("restricted key, or one that needs a policy")
+	}
+	p := purposeNone
+	if a.SignEncrypt {
+		p |= purposeSign
+	}
+	switch {
+	case a.Decrypt && public.Type == tpm2.TPMAlgRSA:
+		p |= purposeDecrypt
+	case a.Decrypt:
+		p |= purposeAgree
+	}
+	if p == purposeNone {
+		return purposeNone, errors.New("key has no purpose")
+	}
+	return p, nil
+}
+
+// publicKey reads the public key of an area whose schemes are open.
 func publicKey(public *tpm2.TPMTPublic) (token.PublicKey, error) {
+	switch public.Type {
+	case tpm2.TPMAlgECC:
+		return eccKey(public)
+	case tpm2.TPMAlgRSA:
+		return rsaKey(public)
+	}
+	return token.PublicKey{}, fmt.Errorf("key of type 0x%x", public.Type)
+}
+
+func eccKey(public *tpm2.TPMTPublic) (token.PublicKey, error) {
 	parms, err := public.Parameters.ECCDetail()
 	if err != nil {
 		return token.PublicKey{}, err
@@ -120,21 +244,51 @@ func publicKey(public *tpm2.TPMTPublic) (token.PublicKey, error) {
 	if err != nil {
 		return token.PublicKey{}, err
 	}
+	if parms.Scheme.Scheme != tpm2.TPMAlgNull || parms.KDF.Scheme != tpm2.TPMAlgNull {
+		return token.PublicKey{}, fmt.Errorf("key with the fixed scheme 0x%x", parms.Scheme.Scheme)
+	}
 	for _, c := range curves() {
 		if c.id == parms.CurveID {
-			octets, err := c.encode(point)
+			octets, err := c.encode(point.X.Buffer, point.Y.Buffer)
 			return token.PublicKey{Algorithm: c.algorithm, Octets: octets}, err
 		}
 	}
 	return token.PublicKey{}, fmt.Errorf("key on curve 0x%x", parms.CurveID)
 }
 
+func rsaKey(public *tpm2.TPMTPublic) (token.PublicKey, error) {
+	parms, err := public.Parameters.RSADetail()
+	if err != nil {
+		return token.PublicKey{}, err
+	}
+	modulus, err := public.Unique.RSA()
+	if err != nil {
+		return token.PublicKey{}, err
+	}
+	if parms.Scheme.Scheme != tpm2.TPMAlgNull || parms.Exponent != 0 && parms.Exponent != rsaExponent {
+		return token.PublicKey{}, fmt.Errorf("RSA key with scheme 0x%x and exponent %d", parms.Scheme.Scheme, parms.Exponent)
+	}
+	n := new(big.Int).SetBytes(modulus.Buffer)
+	for _, a := range token.Algorithms() {
+		if bits := a.RSABits(); bits != 0 && bits == int(parms.KeyBits) && bits == n.BitLen() {
+			return token.PublicKey{
+				Algorithm: a,
+				Octets:    x509.MarshalPKCS1PublicKey(&rsa.PublicKey{N: n, E: rsaExponent}),
+			}, nil
+		}
+	}
+	return token.PublicKey{}, fmt.Errorf("RSA key of %d bits", parms.KeyBits)
+}
+
+// rsaExponent is the public exponent that TPMs write as zero.
+const rsaExponent = 65537
+
 // encode writes a point in the uncompressed form of SEC 1. TPMs may leave out leading
 // zero octets of a coordinate.
-func (c curve) encode(p *tpm2.TPMSECCPoint) ([]byte, error) {
+func (c curve) encode(coordinates ...[]byte) ([]byte, error) {
 	out := make([]byte, 1+2*c.size)
 	out[0] = 4
-	for i, b := range [][]byte{p.X.Buffer, p.Y.Buffer} {
+	for i, b := range coordinates {
 		b = bytes.TrimLeft(b, "\x00")
 		if len(b) > c.size {
 			return nil, fmt.Errorf("coordinate of %d octets on %s", len(b), c.algorithm)
@@ -142,72 +296,4 @@ func (c curve) encode(p *tpm2.TPMSECCPoint) ([]byte, error) {
 		copy(out[1+(i+1)*c.size-len(b):], b)
 	}
 	return out, nil
-}
-
-// keyFile is TPMKey of the TSS2 private key format (the OpenSSL TPM2 engine, James Bottomley's
-// draft "ASN.1 Specification for TPM 2.0 Key Files", 3.1), without its optional
-// policies and with empty authorization only.
-type keyFile struct {
-	Type      asn1.ObjectIdentifier
-	EmptyAuth bool `asn1:"optional,explicit,tag:0"`
-	Parent    int64
-	Public    []byte // TPM2B_PUBLIC
-	Private   []byte // TPM2B_PRIVATE
-}
-
-// id-loadablekey
-func oidLoadableKey() asn1.ObjectIdentifier { return asn1.ObjectIdentifier{2, 23, 133, 10, 1, 3} }
-
-// maxHandle bounds a key file; those of ECC keys have about 250 octets, of RSA keys 600.
-const maxHandle = 4096
-
-func (b *blob) encode() ([]byte, error) {
-	return asn1.Marshal(keyFile{
-		Type: oidLoadableKey(), EmptyAuth: true, Parent: int64(b.parent),
-		Public: sized(b.area), Private: sized(b.private),
-	})
-}
-
-func decodeBlob(der []byte) (*blob, error) {
-	if len(der) > maxHandle {
-		return nil, fmt.Errorf("key file of %d octets", len(der))
-	}
-	var f keyFile
-	rest, err := asn1.Unmarshal(der, &f)
-	switch {
-	case err != nil:
-		return nil, fmt.Errorf("parse key file: %w", err)
-	case len(rest) != 0:
-		return nil, errors.New("octets after the key file")
-	case !f.Type.Equal(oidLoadableKey()) || !f.EmptyAuth:
-		return nil, errors.New("not a loadable key with empty authorization")
-	case f.Parent != int64(persistentSRK) && f.Parent != int64(ownerSRK):
-		return nil, fmt.Errorf("parent 0x%x is not the storage root key", f.Parent)
-	}
-	area, err := unsized(f.Public)
-	if err != nil {
-		return nil, fmt.Errorf("public area: %w", err)
-	}
-	private, err := unsized(f.Private)
-	if err != nil {
-		return nil, fmt.Errorf("private area: %w", err)
-	}
-	b, err := newBlob(tpm2.TPMHandle(f.Parent), area, private)
-	if err != nil {
-		return nil, err
-	}
-	if again, err := b.encode(); err != nil || !bytes.Equal(again, der) {
-		return nil, errors.New("key file is not in its one encoding")
-	}
-	return b, nil
-}
-
-// sized prefixes the two octets of length of a TPM2B.
-func sized(b []byte) []byte { return append(binary.BigEndian.AppendUint16(nil, uint16(len(b))), b...) }
-
-func unsized(b []byte) ([]byte, error) {
-	if len(b) < 2 || int(binary.BigEndian.Uint16(b)) != len(b)-2 {
-		return nil, errors.New("length does not match")
-	}
-	return b[2:], nil
 }

@@ -11,7 +11,7 @@ import (
 	"github.com/mesh-agent/mesh-agent/token"
 )
 
-// keyFiles are key files of a TPM that is no more, by name.
+// keyFiles are handles of keys of a TPM that is no more, from their TSS2 key files, by name.
 func keyFiles(t testing.TB) map[string][]byte {
 	t.Helper()
 	paths, err := filepath.Glob("testdata/*.der")
@@ -20,7 +20,23 @@ func keyFiles(t testing.TB) map[string][]byte {
 	}
 	out := map[string][]byte{}
 	for _, p := range paths {
-		if out[filepath.Base(p)], err = os.ReadFile(p); err != nil {
+		der, err := os.ReadFile(p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		f, err := parseFile[keyFile](der, maxFile)
+		if err != nil {
+			t.Fatal(err)
+		}
+		o, err := f.object()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := o.parseArea(); err != nil {
+			t.Fatal(err)
+		}
+		o.parentName = bytes.Repeat([]byte{7}, 34)
+		if out[filepath.Base(p)], err = o.encode(); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -44,10 +60,10 @@ func TestDecodeBlob(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 			continue
 		}
-		if b.public.Algorithm != want.algorithm || b.purpose != want.purpose || len(b.public.Octets) != want.octets {
-			t.Errorf("%s is a key to %s with public key %+v", name, b.purpose, b.public)
+		if b.key.Algorithm != want.algorithm || b.purpose != want.purpose || len(b.key.Octets) != want.octets {
+			t.Errorf("%s is a key to %s with public key %+v", name, b.purpose, b.key)
 		}
-		if _, err := b.public.Standard(); err != nil {
+		if _, err := b.key.Standard(); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
 		public, err := tpm2.Unmarshal[tpm2.TPMTPublic](b.area)
@@ -63,17 +79,23 @@ func TestDecodeBlob(t *testing.T) {
 // TestEncodeBlob compares the key file with its octets written out by hand.
 func TestEncodeBlob(t *testing.T) {
 	t.Parallel()
-	b := &blob{parent: persistentSRK, area: []byte{0xaa, 0xbb}, private: []byte{0xcc}}
-	got, err := b.encode()
+	o := &object{
+		parent: persistentSRK, parentName: []byte{0xdd}, emptyAuth: true, area: []byte{0xaa, 0xbb}, private: []byte{0xcc},
+		public: &tpm2.TPMTPublic{},
+	}
+	got, err := o.encode()
 	want := []byte{
-		0x30, 0x1d,
+		0x30, 0,
+		0x02, 1, 1, // version
+		0x04, 1, 0xdd,
+		0x30, 0,
 		0x06, 6, 0x67, 0x81, 0x05, 0x0a, 0x01, 0x03, // 2.23.133.10.1.3
 		0xa0, 3, 0x01, 1, 0xff, // [0] TRUE
 		0x02, 5, 0x00, 0x81, 0x00, 0x00, 0x01,
 		0x04, 4, 0x00, 0x02, 0xaa, 0xbb,
 		0x04, 3, 0x00, 0x01, 0xcc,
 	}
-	want[1] = byte(len(want) - 2)
+	want[1], want[9] = byte(len(want)-2), byte(len(want)-10)
 	if err != nil || !bytes.Equal(got, want) {
 		t.Errorf("encoded %x, %v, want %x", got, err, want)
 	}
@@ -83,46 +105,58 @@ func TestEncodeBlob(t *testing.T) {
 func TestDecodeBlobRefuses(t *testing.T) {
 	t.Parallel()
 	good := keyFiles(t)["p256-sign.der"]
-	editArea := func(edit func(*tpm2.TPMTPublic)) func(*keyFile) {
-		return func(f *keyFile) {
-			public, err := tpm2.Unmarshal[tpm2.TPMTPublic](f.Public[2:])
+	editArea := func(edit func(*tpm2.TPMTPublic)) func(*objectFile) {
+		return func(f *objectFile) {
+			public, err := tpm2.Unmarshal[tpm2.TPMTPublic](f.Key.Public[2:])
 			if err != nil {
 				t.Fatal(err)
 			}
 			edit(public)
-			f.Public = sized(tpm2.Marshal(*public))
+			f.Key.Public = sized(tpm2.Marshal(*public))
 		}
 	}
-	for name, edit := range map[string]func(*keyFile){
-		"importable key":         func(f *keyFile) { f.Type = asn1.ObjectIdentifier{2, 23, 133, 10, 1, 4} },
-		"key with authorization": func(f *keyFile) { f.EmptyAuth = false },
-		"other parent":           func(f *keyFile) { f.Parent = 0x81000002 },
-		"negative parent":        func(f *keyFile) { f.Parent = -0x7effffff },
-		"empty public area":      func(f *keyFile) { f.Public = nil },
-		"short public area":      func(f *keyFile) { f.Public = sized(f.Public[2 : len(f.Public)-1]) },
-		"long public area":       func(f *keyFile) { f.Public = sized(append(f.Public[2:], 0)) },
-		"wrong public length":    func(f *keyFile) { f.Public[1]++ },
-		"wrong private length":   func(f *keyFile) { f.Private[1]-- },
-		"huge private area":      func(f *keyFile) { f.Private = sized(make([]byte, maxHandle)) },
-		"both purposes":          editArea(func(p *tpm2.TPMTPublic) { p.ObjectAttributes.Decrypt = true }),
-		"no purpose":             editArea(func(p *tpm2.TPMTPublic) { p.ObjectAttributes.SignEncrypt = false }),
-		"restricted key":         editArea(func(p *tpm2.TPMTPublic) { p.ObjectAttributes.Restricted = true }),
-		"policy only":            editArea(func(p *tpm2.TPMTPublic) { p.ObjectAttributes.UserWithAuth = false }),
-		"SHA-1 name":             editArea(func(p *tpm2.TPMTPublic) { p.NameAlg = tpm2.TPMAlgSHA1 }),
-		"curve BN-256":           editArea(func(p *tpm2.TPMTPublic) { p.Parameters = eccParms(tpm2.TPMECCBNP256) }),
-		"RSA key":                editArea(func(p *tpm2.TPMTPublic) { *p = tpm2.RSASRKTemplate }),
+	bind := editArea(func(p *tpm2.TPMTPublic) { p.AuthPolicy.Buffer = binding() })
+	if der, err := asn1.Marshal(edited(t, good, bind)); err != nil {
+		t.Fatal(err)
+	} else if _, err := decodeBlob(der); err != nil {
+		t.Fatalf("bound key: %v", err)
+	}
+	for name, edit := range map[string]func(*objectFile){
+		"version":                func(f *objectFile) { f.Version = 2 },
+		"importable key":         func(f *objectFile) { f.Key.Type = oidImportableKey() },
+		"unknown key":            func(f *objectFile) { f.Key.Type = asn1.ObjectIdentifier{2, 23, 133, 10, 1, 9} },
+		"policy":                 func(f *objectFile) { f.Key.Policy = asn1.RawValue{FullBytes: []byte{0x30, 0}} },
+		"authorization policy":   func(f *objectFile) { f.Key.AuthPolicy = asn1.RawValue{FullBytes: []byte{0x30, 0}} },
+		"secret":                 func(f *objectFile) { f.Key.Secret = []byte{1} },
+		"bound key with PIN":     func(f *objectFile) { bind(f); f.Key.EmptyAuth = false },
+		"parent of the platform": func(f *objectFile) { f.Key.Parent = int64(tpm2.TPMRHPlatform) },
+		"transient parent":       func(f *objectFile) { f.Key.Parent = 0x80000001 },
+		"negative parent":        func(f *objectFile) { f.Key.Parent = -0x7effffff },
+		"huge parent":            func(f *objectFile) { f.Key.Parent = 0x1_81000001 },
+		"empty public area":      func(f *objectFile) { f.Key.Public = nil },
+		"short public area":      func(f *objectFile) { f.Key.Public = sized(f.Key.Public[2 : len(f.Key.Public)-1]) },
+		"long public area":       func(f *objectFile) { f.Key.Public = sized(append(f.Key.Public[2:], 0)) },
+		"wrong public length":    func(f *objectFile) { f.Key.Public[1]++ },
+		"wrong private length":   func(f *objectFile) { f.Key.Private[1]-- },
+		"huge private area":      func(f *objectFile) { f.Key.Private = sized(make([]byte, maxFile)) },
+		"bound to both purposes": func(f *objectFile) {
+			bind(f)
+			editArea(func(p *tpm2.TPMTPublic) { p.ObjectAttributes.Decrypt = true })(f)
+		},
+		"no purpose":     editArea(func(p *tpm2.TPMTPublic) { p.ObjectAttributes.SignEncrypt = false }),
+		"restricted key": editArea(func(p *tpm2.TPMTPublic) { p.ObjectAttributes.Restricted = true }),
+		"policy only":    editArea(func(p *tpm2.TPMTPublic) { p.ObjectAttributes.UserWithAuth = false }),
+		"SHA-1 name":     editArea(func(p *tpm2.TPMTPublic) { p.NameAlg = tpm2.TPMAlgSHA1 }),
+		"curve BN-256":   editArea(func(p *tpm2.TPMTPublic) { p.Parameters = eccParms(tpm2.TPMECCBNP256) }),
+		"storage key":    editArea(func(p *tpm2.TPMTPublic) { *p = tpm2.RSASRKTemplate }),
+		"fixed scheme":   editArea(func(p *tpm2.TPMTPublic) { *p = attestationTemplate() }),
 		"long coordinate": editArea(func(p *tpm2.TPMTPublic) {
 			p.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgECC, &tpm2.TPMSECCPoint{
 				X: tpm2.TPM2BECCParameter{Buffer: bytes.Repeat([]byte{1}, 33)},
 			})
 		}),
 	} {
-		var f keyFile
-		if _, err := asn1.Unmarshal(good, &f); err != nil {
-			t.Fatal(err)
-		}
-		edit(&f)
-		der, err := asn1.Marshal(f)
+		der, err := asn1.Marshal(edited(t, good, edit))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -135,15 +169,22 @@ func TestDecodeBlobRefuses(t *testing.T) {
 	}
 }
 
+func edited(t *testing.T, der []byte, edit func(*objectFile)) objectFile {
+	t.Helper()
+	f, err := parseFile[objectFile](der, maxFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	edit(&f)
+	return f
+}
+
 func TestEncodePoint(t *testing.T) {
 	t.Parallel()
 	c := curves()[0]
-	short := &tpm2.TPMSECCPoint{
-		X: tpm2.TPM2BECCParameter{Buffer: []byte{1}},
-		Y: tpm2.TPM2BECCParameter{Buffer: append(make([]byte, 4), bytes.Repeat([]byte{2}, 31)...)},
-	}
+	x, y := []byte{1}, append(make([]byte, 4), bytes.Repeat([]byte{2}, 31)...)
 	want := append(append(append([]byte{4}, make([]byte, 31)...), 1, 0), bytes.Repeat([]byte{2}, 31)...)
-	if got, err := c.encode(short); err != nil || !bytes.Equal(got, want) {
+	if got, err := c.encode(x, y); err != nil || !bytes.Equal(got, want) {
 		t.Errorf("encoded %x, %v, want %x", got, err, want)
 	}
 }

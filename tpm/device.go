@@ -12,23 +12,43 @@ import (
 	"github.com/mesh-agent/mesh-agent/token"
 )
 
-// slots is the number of transient objects that every TPM, and the kernel's resource
-// manager for every open file, has room for.
+// slots is the number of transient objects, and of sessions, that every TPM, and the kernel's
+// resource manager for every open file, has room for. Of the sessions this package
+// uses two: one for all authorizations, and one for the policy of a sealed object.
 const slots = 3
 
-// The parents that keys are made under. The owner hierarchy stands for the storage root
-// key that TPM2_CreatePrimary derives from it (the convention of TSS2 key files).
+// The storage root key's handle where it is persistent, and the hierarchy that it is
+// derived from where it is not (TPM2_CreatePrimary gives the same key each time).
 const (
 	persistentSRK tpm2.TPMHandle = 0x81000001
 	ownerSRK                     = tpm2.TPMRHOwner
 )
 
+// parent is a storage key in the TPM.
+type parent struct {
+	tpm2.NamedHandle // its Name is computed here
+	public           tpm2.TPMTPublic
+}
+
+// newParent computes the Name: what a TPM says of it proves nothing.
+func newParent(h tpm2.TPMHandle, public tpm2.TPM2BPublic) (*parent, error) {
+	contents, err := public.Contents()
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", token.ErrFault, err)
+	}
+	name, err := nameOf(contents.NameAlg, public.Bytes())
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", token.ErrFault, err)
+	}
+	return &parent{tpm2.NamedHandle{Handle: h, Name: tpm2.TPM2BName{Buffer: name}}, *contents}, nil
+}
+
 // device is a connected TPM and what is loaded in it. Only the worker uses it.
 type device struct {
 	link      *link
 	exclusive bool // no resource manager between: what dead clients left is in the way
-	parents   map[tpm2.TPMHandle]tpm2.NamedHandle
-	parent    tpm2.TPMHandle     // of new keys: persistentSRK or ownerSRK
+	srk       *parent
+	session   *session
 	loaded    []tpm2.NamedHandle // keys, most recently used first
 }
 
@@ -38,11 +58,7 @@ func openDevice(ctx context.Context, o Options) (*device, error) {
 		return nil, &linkError{"connect", err}
 	}
 	_, file := s.(*deviceFile)
-	return &device{
-		link:      &link{stream: s, timeout: o.Timeout, life: ctx},
-		exclusive: !file,
-		parents:   map[tpm2.TPMHandle]tpm2.NamedHandle{},
-	}, nil
+	return &device{link: newLink(ctx, s, o.Timeout), exclusive: !file}, nil
 }
 
 // command is a command of go-tpm with its response.
@@ -52,8 +68,8 @@ type command[R any] interface {
 
 // run gives one command. A response that cannot be parsed is the link's fault; a handle
 // or session that the TPM does not know means that it was reset.
-func run[R any](d *device, c command[R]) (*R, error) {
-	rsp, err := c.Execute(d.link)
+func run[R any](d *device, c command[R], sessions ...tpm2.Session) (*R, error) {
+	rsp, err := c.Execute(d.link, sessions...)
 	var rc tpm2.TPMRC
 	switch {
 	case err == nil:
@@ -62,42 +78,48 @@ func run[R any](d *device, c command[R]) (*R, error) {
 		return nil, err
 	case !errors.As(err, &rc):
 		return nil, broken("parse response", err)
-	case reset(rc):
-		return nil, fmt.Errorf("%w: %w", errStale, err)
 	}
-	return nil, err
+	return nil, staleOr(err)
 }
 
-// reset reports whether a response code says that the TPM has forgotten what was loaded.
-func reset(rc tpm2.TPMRC) bool {
+// staleOr marks a response code that says that the TPM has forgotten what was loaded.
+func staleOr(err error) error {
 	const sessions = tpm2.TPMRCReferenceS6
-	return rc.Is(tpm2.TPMRCInitialize) || rc >= tpm2.TPMRCReferenceH0 && rc <= sessions
+	var rc tpm2.TPMRC
+	if errors.As(err, &rc) && (rc.Is(tpm2.TPMRCInitialize) || rc >= tpm2.TPMRCReferenceH0 && rc <= sessions) {
+		return fmt.Errorf("%w: %w", errStale, err)
+	}
+	return err
 }
 
-// start makes the TPM ready and returns what it is and the Name of its storage root key.
-func (d *device) start() (*token.Info, []byte, error) {
+// auth authorizes the use of an object in a command of go-tpm.
+func (d *device) auth(h tpm2.NamedHandle, value []byte, a tpm2Attributes) tpm2.AuthHandle {
+	return tpm2.AuthHandle{Handle: h.Handle, Name: h.Name, Auth: d.authorize(value, a)}
+}
+
+// start makes the TPM ready and returns what it is. pinned is the Name of the storage root
+// key that the TPM must have; nil takes the one that it has. The error
+// token.ErrReplaced comes with the description of the TPM that is there.
+func (d *device) start(pinned []byte) (*token.Info, error) {
 	if err := d.startup(); err != nil {
-		return nil, nil, fmt.Errorf("start TPM: %w", err)
+		return nil, fmt.Errorf("start TPM: %w", err)
 	}
 	if d.exclusive {
 		if err := d.flushStale(); err != nil {
-			return nil, nil, fmt.Errorf("flush stale handles: %w", err)
+			return nil, fmt.Errorf("flush stale handles: %w", err)
 		}
 	}
 	info, err := d.probe()
 	if err != nil {
-		return nil, nil, fmt.Errorf("probe TPM: %w", err)
+		return nil, fmt.Errorf("probe TPM: %w", err)
 	}
-	d.parent = persistentSRK
-	srk, err := d.findPersistentSRK()
-	if errors.Is(err, token.ErrNotFound) {
-		d.parent = ownerSRK
-		srk, err = d.createSRK()
+	if d.srk, err = d.findSRK(pinned); err != nil {
+		return info, fmt.Errorf("find storage root key: %w", err)
 	}
-	if err != nil {
-		return nil, nil, fmt.Errorf("find storage root key: %w", err)
+	if d.session, err = d.startSession(tpm2.TPMSEHMAC); err != nil {
+		return nil, fmt.Errorf("start session: %w", err)
 	}
-	return info, srk.Name.Buffer, nil
+	return info, nil
 }
 
 // startup gives TPM2_Startup to a TPM that was initialised and not started, which the
@@ -111,7 +133,7 @@ func (d *device) startup() error {
 	return err
 }
 
-// flushStale unloads all transient objects and sessions: nobody else can be connected.
+// flushStale unloads all transient objects and sessions that are not ours: nobody else can be connected.
 func (d *device) flushStale() error {
 	const transient, loadedSessions, savedSessions = 0x80000000, 0x02000000, 0x03000000
 	for _, first := range []uint32{transient, loadedSessions, savedSessions} {
@@ -120,12 +142,20 @@ func (d *device) flushStale() error {
 			return err
 		}
 		for _, h := range handles {
+			if d.owns(h) {
+				continue
+			}
 			if err := d.flush(h); err != nil {
 				return err
 			}
 		}
 	}
 	return nil
+}
+
+func (d *device) owns(h tpm2.TPMHandle) bool {
+	return d.srk != nil && h == d.srk.Handle || d.session != nil && h == d.session.handle ||
+		slices.ContainsFunc(d.loaded, func(l tpm2.NamedHandle) bool { return l.Handle == h })
 }
 
 func (d *device) handles(first uint32) ([]tpm2.TPMHandle, error) {
@@ -141,23 +171,42 @@ func (d *device) flush(h tpm2.TPMHandle) error {
 	return err
 }
 
-// findPersistentSRK returns the key at 0x81000001 if it is an ECC storage root key; it is often
-// an RSA key. Otherwise token.ErrNotFound.
-func (d *device) findPersistentSRK() (tpm2.NamedHandle, error) {
-	rsp, err := run(d, tpm2.ReadPublic{ObjectHandle: persistentSRK})
-	if errors.Is(err, tpm2.TPMRCHandle) {
-		return tpm2.NamedHandle{}, token.ErrNotFound
+// findSRK returns the storage root key of the pinned Name: the persistent one, or one that
+// the owner's seed gives. Without a pin, it is the persistent one if that is an ECC
+// storage root key (it is often an RSA key), else the one that key files of other programs
+// have as their parent where it is derived.
+func (d *device) findSRK(pinned []byte) (*parent, error) {
+	var seen [][]byte
+	fits := func(p *parent) bool {
+		seen = append(seen, p.Name.Buffer)
+		return isSRK(p.public) && (pinned == nil || bytes.Equal(p.Name.Buffer, pinned))
 	}
-	if err != nil {
-		return tpm2.NamedHandle{}, err
+	p, err := d.persistent(persistentSRK)
+	switch {
+	case err == nil && fits(p):
+		return p, nil
+	case err != nil && !errors.Is(err, token.ErrNotFound):
+		return nil, err
 	}
-	public, err := rsp.OutPublic.Contents()
-	if err != nil || !isSRK(*public) {
-		return tpm2.NamedHandle{}, token.ErrNotFound
+	for _, template := range []tpm2.TPMTPublic{eccTemplateH2(), tpm2.ECCSRKTemplate} {
+		p, err := d.createPrimary(ownerSRK, template)
+		if err != nil {
+			return nil, err
+		}
+		if fits(p) {
+			return p, nil
+		}
+		if err := d.flush(p.Handle); err != nil {
+			return nil, err
+		}
+		if pinned == nil {
+			return nil, fmt.Errorf("%w: the storage root key is not what its template says", token.ErrFault)
+		}
 	}
-	return d.keepParent(persistentSRK, persistentSRK, rsp.Name), nil
+	return nil, fmt.Errorf("%w: storage root key %x is not there, but %x", token.ErrReplaced, pinned, seen)
 }
 
+// isSRK reports whether a key has the TCG's ECC template but for its unique field.
 func isSRK(public tpm2.TPMTPublic) bool {
 	if public.Type != tpm2.TPMAlgECC {
 		return false
@@ -166,55 +215,113 @@ func isSRK(public tpm2.TPMTPublic) bool {
 	return bytes.Equal(tpm2.Marshal(public), tpm2.Marshal(tpm2.ECCSRKTemplate))
 }
 
-// createSRK derives the storage root key, which is always the same, from the owner's seed.
-func (d *device) createSRK() (tpm2.NamedHandle, error) {
+// eccTemplateH2 is the parent of key files whose parent is a hierarchy: the TCG's template
+// with an empty unique field (draft-bottomley-tpm2-keys, 3.1.8).
+func eccTemplateH2() tpm2.TPMTPublic {
+	t := tpm2.ECCSRKTemplate
+	t.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgECC, &tpm2.TPMSECCPoint{})
+	return t
+}
+
+func rsaTemplateH1() tpm2.TPMTPublic {
+	t := tpm2.RSASRKTemplate
+	t.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgRSA, &tpm2.TPM2BPublicKeyRSA{})
+	return t
+}
+
+// persistent returns the key at a persistent handle, or token.ErrNotFound.
+func (d *device) persistent(h tpm2.TPMHandle) (*parent, error) {
+	rsp, err := run(d, tpm2.ReadPublic{ObjectHandle: h})
+	if errors.Is(err, tpm2.TPMRCHandle) {
+		return nil, fmt.Errorf("%w: %w", token.ErrNotFound, err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return newParent(h, rsp.OutPublic)
+}
+
+// createPrimary derives a key, always the same, from a hierarchy's seed.
+func (d *device) createPrimary(hierarchy tpm2.TPMHandle, template tpm2.TPMTPublic) (*parent, error) {
 	var rsp *tpm2.CreatePrimaryResponse
-	err := d.withRoom(func() (err error) {
-		rsp, err = run(d, tpm2.CreatePrimary{
-			PrimaryHandle: tpm2.TPMRHOwner,
-			InPublic:      tpm2.New2B(tpm2.ECCSRKTemplate),
-		})
+	err := d.withRoom(1, func() (err error) {
+		rsp, err = run(d, tpm2.CreatePrimary{PrimaryHandle: hierarchy, InPublic: tpm2.New2B(template)})
 		return err
 	})
 	if err != nil {
-		return tpm2.NamedHandle{}, err
+		return nil, err
 	}
-	return d.keepParent(ownerSRK, rsp.ObjectHandle, rsp.Name), nil
+	return newParent(rsp.ObjectHandle, rsp.OutPublic)
 }
 
-func (d *device) keepParent(as, h tpm2.TPMHandle, name tpm2.TPM2BName) tpm2.NamedHandle {
-	d.parents[as] = tpm2.NamedHandle{Handle: h, Name: name}
-	return d.parents[as]
+// withParent runs f with the parent of an object. Other parents than the storage root key
+// are there for that long only.
+func (d *device) withParent(o *object, f func(tpm2.NamedHandle) error) error {
+	if bytes.Equal(o.parentName, d.srk.Name.Buffer) {
+		return f(d.srk.NamedHandle)
+	}
+	p, err := d.findParent(o)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f(p.NamedHandle), d.dropParent(p))
 }
 
-// parentOf returns the parent that a key file names. A persistent one that is no longer there
-// was in all likelihood the one that the owner's seed gives.
-func (d *device) parentOf(h tpm2.TPMHandle) (tpm2.NamedHandle, error) {
-	if p, ok := d.parents[h]; ok {
-		return p, nil
+func (d *device) dropParent(p *parent) error {
+	if p.Handle>>24 == persistentRange {
+		return nil
 	}
-	if h == persistentSRK {
-		p, err := d.findPersistentSRK()
-		if !errors.Is(err, token.ErrNotFound) {
-			return p, err
+	return d.flush(p.Handle)
+}
+
+const persistentRange = 0x81 // first octet of persistent handles
+
+// findParent looks for a parent that is not the storage root key by its Name.
+func (d *device) findParent(o *object) (*parent, error) {
+	for p, err := range d.parents(o) {
+		if err != nil {
+			return nil, err
 		}
-		if p, ok := d.parents[ownerSRK]; ok {
+		if bytes.Equal(p.Name.Buffer, o.parentName) {
 			return p, nil
 		}
+		if err := d.dropParent(p); err != nil {
+			return nil, err
+		}
 	}
-	return d.createSRK()
+	return nil, fmt.Errorf("%w: key of another TPM, or from before this one was cleared (its parent %x is not here)",
+		token.ErrReplaced, o.parentName)
 }
 
-// room is the number of keys that fit beside their parents. A persistent parent takes a
-// slot, too, while a command uses it.
-func (d *device) room() int {
-	return slots - max(1, len(d.parents))
+// parents yields the keys that may be the parent that a key file means. Whoever takes one
+// drops it.
+func (d *device) parents(o *object) func(yield func(*parent, error) bool) {
+	return func(yield func(*parent, error) bool) {
+		if o.parent>>24 == persistentRange {
+			p, err := d.persistent(o.parent)
+			if err == nil || !errors.Is(err, token.ErrNotFound) {
+				yield(p, err)
+			}
+			return
+		}
+		templates := []tpm2.TPMTPublic{eccTemplateH2(), tpm2.ECCSRKTemplate}
+		if o.rsaParent {
+			templates = []tpm2.TPMTPublic{rsaTemplateH1(), tpm2.RSASRKTemplate}
+		}
+		for _, t := range templates {
+			if p, err := d.createPrimary(o.parent, t); !yield(p, err) || err != nil {
+				return
+			}
+		}
+	}
 }
 
-// withRoom runs a command that needs a free slot, unloading the keys that were not used for
-// longest, and all of them if the TPM has less room than it should.
-func (d *device) withRoom(f func() error) error {
-	if err := d.evict(d.room() - 1); err != nil {
+// withRoom runs a command that needs n free slots beside the storage root key's (which, if it
+// is persistent, takes one while a command uses it), unloading the keys that were not
+// used for longest. If the TPM has less room than it should, all are unloaded, and
+// whatever dead clients have left.
+func (d *device) withRoom(n int, f func() error) error {
+	if err := d.evict(slots - 1 - n); err != nil {
 		return err
 	}
 	err := f()
@@ -224,12 +331,17 @@ func (d *device) withRoom(f func() error) error {
 	if err := d.evict(0); err != nil {
 		return err
 	}
+	if d.exclusive {
+		if err := d.flushStale(); err != nil {
+			return err
+		}
+	}
 	return f()
 }
 
 // evict unloads keys until no more than keep are left.
 func (d *device) evict(keep int) error {
-	for len(d.loaded) > keep {
+	for len(d.loaded) > max(keep, 0) {
 		last := len(d.loaded) - 1
 		if err := d.flush(d.loaded[last].Handle); err != nil {
 			return err
@@ -239,32 +351,44 @@ func (d *device) evict(keep int) error {
 	return nil
 }
 
-// create makes a key under the storage root key. It does not stay loaded.
-func (d *device) create(template tpm2.TPMTPublic) (*blob, error) {
-	parent, err := d.parentOf(d.parent)
-	if err != nil {
-		return nil, err
+// create makes an object under the storage root key, with an authorization value and, if
+// it is to be sealed, with contents. It does not stay loaded.
+func (d *device) create(template tpm2.TPMTPublic, value, contents []byte) (object, error) {
+	sensitive := tpm2.TPMSSensitiveCreate{UserAuth: tpm2.TPM2BAuth{Buffer: value}}
+	if contents != nil {
+		sensitive.Data = tpm2.NewTPMUSensitiveCreate(&tpm2.TPM2BSensitiveData{Buffer: contents})
 	}
 	var rsp *tpm2.CreateResponse
-	err = d.withRoom(func() (err error) {
-		rsp, err = run(d, tpm2.Create{ParentHandle: parent, InPublic: tpm2.New2B(template)})
+	err := d.withRoom(1, func() (err error) {
+		rsp, err = run(d, tpm2.Create{
+			ParentHandle: d.auth(d.srk.NamedHandle, nil, bothway),
+			InSensitive:  tpm2.TPM2BSensitiveCreate{Sensitive: &sensitive},
+			InPublic:     tpm2.New2B(template),
+		})
 		return err
 	})
 	if err != nil {
-		return nil, err
+		return object{}, err
 	}
-	b, err := newBlob(d.parent, rsp.OutPublic.Bytes(), rsp.OutPrivate.Buffer)
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", token.ErrFault, err)
+	return d.child(rsp.OutPublic.Bytes(), rsp.OutPrivate.Buffer, value), nil
+}
+
+// child is an object under the storage root key.
+func (d *device) child(area, private, value []byte) object {
+	o := object{
+		parent: ownerSRK, parentName: d.srk.Name.Buffer, emptyAuth: len(value) == 0, area: area, private: private,
 	}
-	return b, nil
+	if d.srk.Handle == persistentSRK {
+		o.parent = persistentSRK
+	}
+	return o
 }
 
 // use returns the loaded key, loading it if need be.
-func (d *device) use(b *blob) (tpm2.NamedHandle, error) {
-	i := slices.IndexFunc(d.loaded, b.is)
+func (d *device) use(o *object) (tpm2.NamedHandle, error) {
+	i := slices.IndexFunc(d.loaded, o.is)
 	if i < 0 {
-		return d.load(b)
+		return d.load(o)
 	}
 	h := d.loaded[i]
 	copy(d.loaded[1:i+1], d.loaded[:i])
@@ -274,28 +398,47 @@ func (d *device) use(b *blob) (tpm2.NamedHandle, error) {
 
 // reload loads the key even if one of its Name is loaded: only the TPM can tell whether
 // the private part is genuine.
-func (d *device) reload(b *blob) error {
-	if i := slices.IndexFunc(d.loaded, b.is); i >= 0 {
-		if err := d.flush(d.loaded[i].Handle); err != nil {
-			return err
-		}
-		d.loaded = slices.Delete(d.loaded, i, i+1)
+func (d *device) reload(o *object) error {
+	if err := d.drop(o); err != nil {
+		return err
 	}
-	_, err := d.load(b)
+	_, err := d.load(o)
 	return err
 }
 
-func (d *device) load(b *blob) (tpm2.NamedHandle, error) {
-	parent, err := d.parentOf(b.parent)
-	if err != nil {
-		return tpm2.NamedHandle{}, err
+// drop unloads an object if it is loaded.
+func (d *device) drop(o *object) error {
+	i := slices.IndexFunc(d.loaded, o.is)
+	if i < 0 {
+		return nil
 	}
+	if err := d.flush(d.loaded[i].Handle); err != nil {
+		return err
+	}
+	d.loaded = slices.Delete(d.loaded, i, i+1)
+	return nil
+}
+
+func (d *device) load(o *object) (h tpm2.NamedHandle, err error) {
+	if !bytes.Equal(o.parentName, d.srk.Name.Buffer) {
+		if err := d.evict(0); err != nil { // the other parent takes a slot, too
+			return h, err
+		}
+	}
+	err = d.withParent(o, func(p tpm2.NamedHandle) error {
+		h, err = d.loadUnder(p, o)
+		return err
+	})
+	return h, err
+}
+
+func (d *device) loadUnder(p tpm2.NamedHandle, o *object) (tpm2.NamedHandle, error) {
 	var rsp *tpm2.LoadResponse
-	err = d.withRoom(func() (err error) {
+	err := d.withRoom(1, func() (err error) {
 		rsp, err = run(d, tpm2.Load{
-			ParentHandle: parent,
-			InPrivate:    tpm2.TPM2BPrivate{Buffer: b.private},
-			InPublic:     tpm2.BytesAs2B[tpm2.TPMTPublic](b.area),
+			ParentHandle: d.auth(p, nil, clearly),
+			InPrivate:    tpm2.TPM2BPrivate{Buffer: o.private},
+			InPublic:     tpm2.BytesAs2B[tpm2.TPMTPublic](o.area),
 		})
 		return err
 	})
@@ -304,8 +447,8 @@ func (d *device) load(b *blob) (tpm2.NamedHandle, error) {
 	}
 	h := tpm2.NamedHandle{Handle: rsp.ObjectHandle, Name: rsp.Name}
 	d.loaded = slices.Insert(d.loaded, 0, h)
-	if !b.is(h) {
-		return tpm2.NamedHandle{}, fmt.Errorf("%w: loaded key has another Name", token.ErrFault)
+	if !o.is(h) {
+		return tpm2.NamedHandle{}, fmt.Errorf("%w: loaded object has another Name", token.ErrFault)
 	}
 	return h, nil
 }
@@ -325,11 +468,19 @@ func loadError(err error) error {
 // leave unloads what this connection loaded and closes it.
 func (d *device) leave() {
 	err := d.evict(0)
-	if p, ok := d.parents[ownerSRK]; ok && err == nil {
-		d.flush(p.Handle)
+	if d.session != nil && err == nil {
+		err = d.flush(d.session.handle)
+	}
+	if d.srk != nil && d.srk.Handle != persistentSRK && err == nil {
+		d.flush(d.srk.Handle)
 	}
 	d.abandon()
 }
 
 // abandon closes the connection without another command.
-func (d *device) abandon() { d.link.stream.Close() }
+func (d *device) abandon() {
+	d.link.close()
+	if d.session != nil {
+		clear(d.session.key)
+	}
+}

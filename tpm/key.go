@@ -6,182 +6,245 @@ import (
 	"crypto"
 	"crypto/ecdsa"
 	"encoding/asn1"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"math/big"
+	"slices"
+	"sync/atomic"
 
 	"github.com/google/go-tpm/tpm2"
 	"github.com/mesh-agent/mesh-agent/keyshare"
 	"github.com/mesh-agent/mesh-agent/token"
 )
 
-// key is what both kinds of key have in common.
+// key is what all kinds of key have in common.
 type key struct {
-	token *Token
-	blob  *blob
-	curve curve
+	token   *Token
+	blob    *blob
+	refused atomic.Bool // the TPM has refused the value that the PIN's secret gives
 }
 
-func newKey(t *Token, b *blob) key {
-	for _, c := range curves() {
-		if c.algorithm == b.public.Algorithm {
-			return key{token: t, blob: b, curve: c}
-		}
+// newKey returns a key that can do one thing.
+func newKey(t *Token, b *blob, p purpose) (token.Key, error) {
+	public, err := b.key.Standard()
+	if err != nil {
+		return nil, fmt.Errorf("tpm: open key: %w: %w", token.ErrCorrupt, err)
 	}
-	panic("tpm: blob of unknown curve") // newBlob refuses it
+	switch rsa := b.key.Algorithm.RSABits() != 0; {
+	case rsa && p == purposeSign:
+		return newRSASigner(t, b, public)
+	case rsa && p == purposeDecrypt:
+		return newRSADecrypter(t, b)
+	case p == purposeSign:
+		return newECDSASigner(t, b, public)
+	}
+	return newAgreer(t, b)
 }
 
 // Public returns the public key.
 func (k *key) Public() token.PublicKey {
-	return token.PublicKey{Algorithm: k.blob.public.Algorithm, Octets: bytes.Clone(k.blob.public.Octets)}
+	return token.PublicKey{Algorithm: k.blob.key.Algorithm, Octets: bytes.Clone(k.blob.key.Octets)}
 }
 
-// authorize returns the loaded key with its empty authorization value.
-func (k *key) authorize(d *device) (tpm2.AuthHandle, error) {
-	h, err := d.use(k.blob)
-	return tpm2.AuthHandle{Handle: h.Handle, Name: h.Name, Auth: tpm2.PasswordAuth(nil)}, err
-}
+var errOtherPIN = fmt.Errorf("%w: the key was made with another PIN file", token.ErrCorrupt)
 
-// signKey is a key that the TPM lets only sign.
-type signKey struct {
-	key
-	standard *ecdsa.PublicKey
-}
-
-var _ token.Signer = (*signKey)(nil)
-
-func newSignKey(t *Token, b *blob) (token.Key, error) {
-	public, err := b.public.Standard()
-	standard, ok := public.(*ecdsa.PublicKey)
-	if err != nil || !ok {
-		return nil, fmt.Errorf("tpm: open key: %w: %w", token.ErrCorrupt, errors.Join(err, errors.New("no ECDSA key")))
+// offer is nil for a key that needs no PIN. It does no I/O.
+func (k *key) offer(auth token.Auth) (*offer, error) {
+	switch {
+	case k.blob.emptyAuth:
+		return nil, nil
+	case k.refused.Load():
+		return nil, errOtherPIN
 	}
-	return &signKey{newKey(t, b), standard}, nil
+	return k.token.pin.offer(auth)
 }
 
-// Sign makes an ECDSA signature with TPM2_Sign (TPM 2.0 Part 3, 20.2) over a digest computed
-// here, and verifies it before it is released.
+// authorize returns the loaded key, authorized, for a command of go-tpm.
+func (k *key) authorize(d *device) (tpm2.AuthHandle, error) {
+	o, err := k.offer(token.Auth{})
+	if err != nil {
+		return tpm2.AuthHandle{}, err
+	}
+	defer o.wipe()
+	value, err := o.keyValue(d, "key")
+	if err != nil {
+		return tpm2.AuthHandle{}, err
+	}
+	h, err := d.use(&k.blob.object)
+	return d.auth(h, value, clearly), err
+}
+
+// operate gives one command on the key, which is all that is given if the key is loaded
+// and the token unlocked.
+func (k *key) operate(ctx context.Context, what string, auth token.Auth, cc tpm2.TPMCC, a tpm2Attributes, parameters []byte) ([]byte, error) {
+	o, err := k.offer(auth)
+	if err != nil {
+		return nil, fmt.Errorf("tpm: %s: %w", what, err)
+	}
+	defer o.wipe()
+	out, err := do(ctx, k.token, what, func(d *device) ([]byte, error) {
+		value, err := o.keyValue(d, "key")
+		if err != nil {
+			return nil, err
+		}
+		defer clear(value)
+		h, err := d.use(&k.blob.object)
+		if err != nil {
+			return nil, err
+		}
+		out, err := d.operate(cc, h, d.authorize(value, a), parameters)
+		if o != nil && (errors.Is(err, tpm2.TPMRCAuthFail) || errors.Is(err, tpm2.TPMRCBadAuth)) {
+			k.refused.Store(true)
+			return nil, fmt.Errorf("%w: %w", errOtherPIN, err)
+		}
+		return out, d.failed(err)
+	})
+	k.token.pin.learn(auth.PIN, err)
+	return out, err
+}
+
+// sign gives TPM2_Sign (TPM 2.0 Part 3, 20.2) and returns what follows algorithm and hash
+// in the TPMT_SIGNATURE.
+func (k *key) sign(ctx context.Context, req token.SignRequest, scheme tpm2.TPMAlgID) (digest, signature []byte, err error) {
+	if digest, err = req.Digest(); err != nil {
+		return nil, nil, fmt.Errorf("tpm: sign: %w", err)
+	}
+	algorithms := binary.BigEndian.AppendUint16(nil, uint16(scheme))
+	algorithms = binary.BigEndian.AppendUint16(algorithms, uint16(hashID(req.Hash)))
+	parameters := append(sized(digest), algorithms...)
+	parameters = binary.BigEndian.AppendUint16(parameters, uint16(tpm2.TPMSTHashCheck)) // no ticket
+	parameters = binary.BigEndian.AppendUint32(parameters, uint32(tpm2.TPMRHNull))
+	parameters = appendSized(parameters, nil)
+	out, err := k.operate(ctx, "sign", req.Auth, tpm2.TPMCCSign, inward, parameters)
+	switch {
+	case errors.Is(err, tpm2.TPMRCScheme), errors.Is(err, tpm2.TPMRCHash),
+		errors.Is(err, tpm2.TPMRCValue), errors.Is(err, tpm2.TPMRCSize):
+		return nil, nil, fmt.Errorf("%v: %w: %w", req.Hash, token.ErrUnsupported, err)
+	case err != nil:
+		return nil, nil, err
+	}
+	signature, ok := bytes.CutPrefix(out, algorithms)
+	if !ok {
+		return nil, nil, fmt.Errorf("tpm: sign: %w: not the signature that was asked for", token.ErrFault)
+	}
+	return digest, signature, nil
+}
+
+func hashID(h crypto.Hash) tpm2.TPMAlgID {
+	switch h {
+	case crypto.SHA256:
+		return tpm2.TPMAlgSHA256
+	case crypto.SHA384:
+		return tpm2.TPMAlgSHA384
+	}
+	return tpm2.TPMAlgSHA512
+}
+
+// ecdsaSigner is a key that signs.
+type ecdsaSigner struct {
+	key
+	public *ecdsa.PublicKey
+}
+
+var _ token.Signer = (*ecdsaSigner)(nil)
+
+func newECDSASigner(t *Token, b *blob, public crypto.PublicKey) (token.Key, error) {
+	p, ok := public.(*ecdsa.PublicKey)
+	if !ok {
+		return nil, fmt.Errorf("tpm: open key: %w: no ECDSA key", token.ErrCorrupt)
+	}
+	return &ecdsaSigner{key{token: t, blob: b}, p}, nil
+}
+
+// Sign makes an ECDSA signature over a digest computed here, and verifies it before it is
+// released: the session proves that it is the TPM's, not that the TPM computed it right.
 // Errors: as token.Signer; token.ErrUnsupported also for a hash that the TPM does not have.
-func (k *signKey) Sign(ctx context.Context, req token.SignRequest) ([]byte, error) {
+func (k *ecdsaSigner) Sign(ctx context.Context, req token.SignRequest) ([]byte, error) {
 	if req.Scheme != token.SchemeECDSA {
 		return nil, fmt.Errorf("tpm: sign: scheme %d: %w", req.Scheme, token.ErrUnsupported)
 	}
-	digest, err := req.Digest()
-	if err != nil {
-		return nil, fmt.Errorf("tpm: sign: %w", err)
-	}
-	signature, err := do(ctx, k.token, "sign", func(d *device) (*tpm2.TPMSSignatureECC, error) {
-		return k.sign(d, req.Hash, digest)
-	})
+	digest, out, err := k.sign(ctx, req, tpm2.TPMAlgECDSA)
 	if err != nil {
 		return nil, err
 	}
-	der, err := asn1.Marshal(struct{ R, S *big.Int }{
-		new(big.Int).SetBytes(signature.SignatureR.Buffer), new(big.Int).SetBytes(signature.SignatureS.Buffer),
-	})
+	r, rest, errR := cut(out)
+	s, rest, errS := cut(rest)
+	if errR != nil || errS != nil || len(rest) != 0 {
+		return nil, fmt.Errorf("tpm: sign: %w: signature of a wrong form", token.ErrFault)
+	}
+	der, err := asn1.Marshal(struct{ R, S *big.Int }{new(big.Int).SetBytes(r), new(big.Int).SetBytes(s)})
 	if err != nil {
 		return nil, fmt.Errorf("tpm: sign: %w", err)
 	}
-	if !ecdsa.VerifyASN1(k.standard, digest, der) {
+	if !ecdsa.VerifyASN1(k.public, digest, der) {
 		return nil, fmt.Errorf("tpm: sign: %w: signature does not verify", token.ErrFault)
 	}
 	return der, nil
 }
 
-func (k *signKey) sign(d *device, hash crypto.Hash, digest []byte) (*tpm2.TPMSSignatureECC, error) {
-	h, err := k.authorize(d)
-	if err != nil {
-		return nil, err
-	}
-	rsp, err := run(d, tpm2.Sign{
-		KeyHandle:  h,
-		Digest:     tpm2.TPM2BDigest{Buffer: digest},
-		InScheme:   ecdsaScheme(hash),
-		Validation: tpm2.TPMTTKHashCheck{Tag: tpm2.TPMSTHashCheck, Hierarchy: tpm2.TPMRHNull},
-	})
-	switch {
-	case errors.Is(err, tpm2.TPMRCScheme), errors.Is(err, tpm2.TPMRCHash),
-		errors.Is(err, tpm2.TPMRCValue), errors.Is(err, tpm2.TPMRCSize):
-		return nil, fmt.Errorf("%v: %w: %w", hash, token.ErrUnsupported, err)
-	case err != nil:
-		return nil, err
-	}
-	signature, err := rsp.Signature.Signature.ECDSA()
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", token.ErrFault, err)
-	}
-	return signature, nil
-}
-
-func ecdsaScheme(hash crypto.Hash) tpm2.TPMTSigScheme {
-	id := map[crypto.Hash]tpm2.TPMAlgID{
-		crypto.SHA256: tpm2.TPMAlgSHA256, crypto.SHA384: tpm2.TPMAlgSHA384, crypto.SHA512: tpm2.TPMAlgSHA512,
-	}[hash]
-	return tpm2.TPMTSigScheme{
-		Scheme:  tpm2.TPMAlgECDSA,
-		Details: tpm2.NewTPMUSigScheme(tpm2.TPMAlgECDSA, &tpm2.TPMSSchemeHash{HashAlg: id}),
-	}
-}
-
-// agreeKey is a key that the TPM lets only agree.
-type agreeKey struct {
+// agreer is a key that agrees.
+type agreer struct {
 	key
+	curve  curve
 	points keyshare.Curve
 }
 
-var _ token.PointAgreer = (*agreeKey)(nil)
+var _ token.PointAgreer = (*agreer)(nil)
 
-func newAgreeKey(t *Token, b *blob) (token.Key, error) {
-	points, err := keyshare.ParseCurve(string(b.public.Algorithm))
-	if err != nil {
-		return nil, fmt.Errorf("tpm: open key: %w: %w", token.ErrCorrupt, err)
+func newAgreer(t *Token, b *blob) (token.Key, error) {
+	points, err := keyshare.ParseCurve(string(b.key.Algorithm))
+	i := slices.IndexFunc(curves(), func(c curve) bool { return c.algorithm == b.key.Algorithm })
+	if err != nil || i < 0 {
+		return nil, fmt.Errorf("tpm: open key: %w: no key on a curve: %w", token.ErrCorrupt, err)
 	}
-	return &agreeKey{newKey(t, b), points}, nil
+	return &agreer{key{token: t, blob: b}, curves()[i], points}, nil
 }
 
 // AgreePoint multiplies the peer's point with TPM2_ECDH_ZGen (TPM 2.0 Part 3, 14.5) and returns
 // the point in the uncompressed form of SEC 1, checked to be on the curve. That the peer's
 // point is on the curve, the TPM checks.
-func (k *agreeKey) AgreePoint(ctx context.Context, req token.AgreeRequest) ([]byte, error) {
+func (k *agreer) AgreePoint(ctx context.Context, req token.AgreeRequest) ([]byte, error) {
 	size := k.curve.size
 	if len(req.Peer) != 1+2*size || req.Peer[0] != 4 {
 		return nil, fmt.Errorf("tpm: agree: %w: not an uncompressed point on %s", token.ErrBadPoint, k.curve.algorithm)
 	}
-	peer := tpm2.TPMSECCPoint{
-		X: tpm2.TPM2BECCParameter{Buffer: bytes.Clone(req.Peer[1 : 1+size])},
-		Y: tpm2.TPM2BECCParameter{Buffer: bytes.Clone(req.Peer[1+size:])},
-	}
-	point, err := do(ctx, k.token, "agree", func(d *device) (*tpm2.TPMSECCPoint, error) { return k.agree(d, peer) })
-	if err != nil {
-		return nil, err
-	}
-	octets, err := k.curve.encode(point)
-	if err == nil {
-		_, err = keyshare.ParsePoint(k.points, octets)
-	}
-	clear(point.X.Buffer)
-	clear(point.Y.Buffer)
-	if err != nil {
-		return nil, fmt.Errorf("tpm: agree: %w: %w", token.ErrFault, err)
-	}
-	return octets, nil
-}
-
-func (k *agreeKey) agree(d *device, peer tpm2.TPMSECCPoint) (*tpm2.TPMSECCPoint, error) {
-	h, err := k.authorize(d)
-	if err != nil {
-		return nil, err
-	}
-	rsp, err := run(d, tpm2.ECDHZGen{KeyHandle: h, InPoint: tpm2.New2B(peer)})
+	peer := appendSized(appendSized(nil, req.Peer[1:1+size]), req.Peer[1+size:])
+	out, err := k.operate(ctx, "agree", req.Auth, tpm2.TPMCCECDHZGen, bothway, sized(peer))
 	if errors.Is(err, tpm2.TPMRCECCPoint) {
 		return nil, fmt.Errorf("%w: %w", token.ErrBadPoint, err)
 	}
 	if err != nil {
 		return nil, err
 	}
-	point, err := rsp.OutPoint.Contents()
+	defer clear(out)
+	octets, err := k.parsePoint(out)
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", token.ErrFault, err)
+		return nil, fmt.Errorf("tpm: agree: %w: %w", token.ErrFault, err)
 	}
-	return point, nil
+	return octets, nil
+}
+
+// parsePoint reads a TPM2B_ECC_POINT.
+func (k *agreer) parsePoint(out []byte) ([]byte, error) {
+	point, err := unsized(out)
+	if err != nil {
+		return nil, err
+	}
+	x, rest, err := cut(point)
+	if err != nil {
+		return nil, err
+	}
+	y, err := unsized(rest)
+	if err != nil {
+		return nil, err
+	}
+	octets, err := k.curve.encode(x, y)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := keyshare.ParsePoint(k.points, octets); err != nil {
+		return nil, err
+	}
+	return octets, nil
 }

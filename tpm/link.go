@@ -27,16 +27,74 @@ type dialer func(context.Context) (stream, error)
 
 // parseDevice reads Options.Device.
 func parseDevice(device string) (dialer, error) {
-	if path, ok := strings.CutPrefix(device, "swtpm:"); ok && path != "" {
+	kind, rest, _ := strings.Cut(device, ":")
+	switch {
+	case kind == "swtpm" && rest != "":
 		return func(ctx context.Context) (stream, error) {
 			var d net.Dialer
-			return d.DialContext(ctx, "unix", path)
+			return d.DialContext(ctx, "unix", rest)
 		}, nil
-	}
-	if filepath.IsAbs(device) {
+	case kind == "tcp":
+		if host, port, err := net.SplitHostPort(rest); err == nil && host != "" && port != "" {
+			return func(ctx context.Context) (stream, error) { return dialSimulator(ctx, rest) }, nil
+		}
+	case kind == "device" && filepath.IsAbs(rest):
+		return func(context.Context) (stream, error) { return openDeviceFile(rest) }, nil
+	case filepath.IsAbs(device):
 		return func(context.Context) (stream, error) { return openDeviceFile(device) }, nil
 	}
-	return nil, fmt.Errorf("tpm: device %q is neither the path of a device nor swtpm:PATH", device)
+	return nil, fmt.Errorf("tpm: device %q is none of device:/PATH, swtpm:PATH and tcp:HOST:PORT", device)
+}
+
+// simulatorStream frames commands and responses as Microsoft's TPM simulator has it on its
+// TPM command port (TpmTcpProtocol.h): a command after its code 8, locality and length, a response
+// after its length and before four octets of status.
+type simulatorStream struct {
+	net.Conn
+	left uint32 // octets of the response that are not read yet
+}
+
+func dialSimulator(ctx context.Context, address string) (stream, error) {
+	var d net.Dialer
+	c, err := d.DialContext(ctx, "tcp", address)
+	if err != nil {
+		return nil, err
+	}
+	return &simulatorStream{Conn: c}, nil
+}
+
+// Write sends one whole command.
+func (s *simulatorStream) Write(b []byte) (int, error) {
+	const sendCommand, locality = 8, 0
+	frame := binary.BigEndian.AppendUint32(nil, sendCommand)
+	frame = append(frame, locality)
+	frame = binary.BigEndian.AppendUint32(frame, uint32(len(b)))
+	if _, err := s.Conn.Write(append(frame, b...)); err != nil {
+		return 0, err
+	}
+	s.left = 0
+	return len(b), nil
+}
+
+// Read reads from one response.
+func (s *simulatorStream) Read(b []byte) (int, error) {
+	var word [4]byte
+	if s.left == 0 {
+		if _, err := io.ReadFull(s.Conn, word[:]); err != nil {
+			return 0, err
+		}
+		if s.left = binary.BigEndian.Uint32(word[:]); s.left == 0 || s.left > maxResponse {
+			return 0, fmt.Errorf("response of %d octets", s.left)
+		}
+	}
+	n, err := s.Conn.Read(b[:min(len(b), int(s.left))])
+	s.left -= uint32(n)
+	if s.left == 0 && err == nil {
+		if _, err = io.ReadFull(s.Conn, word[:]); err == nil && word != [4]byte{} {
+			err = fmt.Errorf("status %x after the response", word)
+		}
+	}
+	return n, err
 }
 
 // deviceFile is a TPM device of Linux, opened non-blocking: a command is written at
@@ -105,7 +163,21 @@ type link struct {
 	stream  stream
 	timeout time.Duration
 	life    context.Context // its end ends the command in flight
+	stop    func() bool     // ends the watch of life
 	buffer  [maxResponse]byte
+}
+
+func newLink(life context.Context, s stream, timeout time.Duration) *link {
+	l := &link{stream: s, timeout: timeout, life: life}
+	l.stop = context.AfterFunc(life, func() { s.SetDeadline(past()) })
+	return l
+}
+
+func past() time.Time { return time.Unix(1, 0) }
+
+func (l *link) close() {
+	l.stop()
+	l.stream.Close()
 }
 
 var _ transport.TPM = (*link)(nil)
@@ -149,8 +221,9 @@ func (l *link) exchange(command []byte, deadline time.Time) ([]byte, error) {
 	if err := l.stream.SetDeadline(deadline); err != nil {
 		return nil, broken("set deadline", err)
 	}
-	stop := context.AfterFunc(l.life, func() { l.stream.SetDeadline(time.Unix(1, 0)) })
-	defer stop()
+	if l.life.Err() != nil { // perhaps before the deadline was set
+		l.stream.SetDeadline(past())
+	}
 	if _, err := l.stream.Write(command); err != nil {
 		return nil, broken("send command", err)
 	}

@@ -32,7 +32,7 @@ func pair(t *testing.T) (*deviceFile, *os.File) {
 func TestDeviceFile(t *testing.T) {
 	t.Parallel()
 	here, there := pair(t)
-	l := &link{stream: here, timeout: time.Minute, life: t.Context()}
+	l := newLink(t.Context(), here, time.Minute)
 	go func() {
 		command := make([]byte, maxResponse)
 		for range 3 {
@@ -54,7 +54,7 @@ func TestDeviceFile(t *testing.T) {
 func TestDeviceFileDeadline(t *testing.T) {
 	t.Parallel()
 	here, _ := pair(t)
-	l := &link{stream: here, timeout: time.Millisecond, life: t.Context()}
+	l := newLink(t.Context(), here, time.Millisecond)
 	if _, err := l.Send(make([]byte, headerLen)); !errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, errStale) {
 		t.Errorf("Send: %v, want ErrDeadlineExceeded and no second try", err)
 	}

@@ -26,7 +26,7 @@ func curves() []curve {
 }
 
 // probe finds out what the TPM is and which keys it has: a curve counts if the TPM lists it
-// and TPM2_TestParms takes both kinds of key on it.
+// and TPM2_TestParms takes keys on it, an RSA length if TPM2_TestParms does.
 func (d *device) probe() (*token.Info, error) {
 	properties, err := d.properties(tpm2.TPMPTManufacturer)
 	if err != nil {
@@ -40,19 +40,31 @@ func (d *device) probe() (*token.Info, error) {
 	if err != nil {
 		return nil, err
 	}
-	for _, c := range curves() {
-		if !slices.Contains(listed, c.id) {
+	for _, a := range token.Algorithms() {
+		parms, ok := parmsOf(a, listed)
+		if !ok {
 			continue
 		}
-		ok, err := d.testParms(c)
-		if err != nil {
+		if ok, err = d.testParms(parms); err != nil {
 			return nil, err
 		}
 		if ok {
-			info.Algorithms = append(info.Algorithms, c.algorithm)
+			info.Algorithms = append(info.Algorithms, a)
 		}
 	}
 	return info, nil
+}
+
+func parmsOf(a token.Algorithm, listed []tpm2.TPMECCCurve) (tpm2.TPMTPublicParms, bool) {
+	if bits := a.RSABits(); bits != 0 {
+		return tpm2.TPMTPublicParms{Type: tpm2.TPMAlgRSA, Parameters: rsaParms(bits)}, true
+	}
+	for _, c := range curves() {
+		if c.algorithm == a && slices.Contains(listed, c.id) {
+			return tpm2.TPMTPublicParms{Type: tpm2.TPMAlgECC, Parameters: eccParms(c.id)}, true
+		}
+	}
+	return tpm2.TPMTPublicParms{}, false
 }
 
 func (d *device) eccCurves() ([]tpm2.TPMECCCurve, error) {
@@ -63,11 +75,8 @@ func (d *device) eccCurves() ([]tpm2.TPMECCCurve, error) {
 	return list.ECCCurves, nil
 }
 
-func (d *device) testParms(c curve) (bool, error) {
-	_, err := run(d, tpm2.TestParms{Parameters: tpm2.TPMTPublicParms{
-		Type:       tpm2.TPMAlgECC,
-		Parameters: eccParms(c.id),
-	}})
+func (d *device) testParms(parms tpm2.TPMTPublicParms) (bool, error) {
+	_, err := run(d, tpm2.TestParms{Parameters: parms})
 	if err != nil && lost(err) {
 		return false, err
 	}

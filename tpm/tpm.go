@@ -1,19 +1,31 @@
-// Package tpm keeps P-256, P-384 and P-521 keys in a TPM 2.0, as far as the TPM has
-// these curves: ECDSA signatures and key agreement that returns the whole point.
+// Package tpm keeps keys in a TPM 2.0, as far as the TPM has their algorithms: ECDSA and
+// key agreement that returns the whole point on P-256, P-384 and P-521, RSA signatures and
+// OAEP decryption. It seals secrets of any length, to the TPM alone, to a PIN, and to the
+// platform's measured state.
 //
-// Keys are generated in the TPM under its ECC storage root key (TCG TPM v2.0 Provisioning
-// Guidance, 7.5.1) and leave it encrypted under that key: the handle of a key is a
-// TSS2 key file in DER, useless without this TPM. A key signs or agrees, never both, and
-// the TPM enforces it. Keys stay loaded while there is room, so that a warm operation is one
-// TPM command. One goroutine owns the TPM; a restarted or reset TPM is found out on next
-// use, and everything is loaded again.
+// Keys are generated in the TPM, or imported, under its ECC storage root key (TCG TPM v2.0
+// Provisioning Guidance, 7.5.1) and leave it encrypted under that key: a handle is a TSS2
+// key file and its parent's Name, useless without this TPM. A key has one use, which is bound
+// to it with the request's associated data: the TPM refuses to load a key with other ones
+// (see binding). Keys made by other programs can be adopted; those are not bound.
 //
-// The package does not bind the associated data of a request: the TPM has no place for it
-// in a key. It tells signing from agreement, not one signing use from another. It does not
-// use PINs, seal, attest, or import keys, and the commands to the TPM are not encrypted.
+// One session, salted to the storage root key, authorizes every command and encrypts its
+// parameters, so that no authorization value, no unsealed secret and no agreement is ever
+// seen between this process and the TPM, and nothing between them can answer in the
+// TPM's place. Which TPM that is, is decided at first use: Options.StateDir keeps the Name of
+// its storage root key.
+//
+// Keys stay loaded while there is room, so that a warm operation is one TPM command. One
+// goroutine owns the TPM; a restarted or reset TPM is found out on next use, and everything
+// is loaded again.
+//
+// The package does not make the TPM's owner hierarchy usable if it has a password, does not
+// count what it does against several processes (one Token per StateDir), and keeps the
+// secret behind the PIN in ordinary memory while unlocked.
 package tpm
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -22,6 +34,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/google/go-tpm/tpm2"
 	"github.com/mesh-agent/mesh-agent/token"
 )
 
@@ -30,9 +43,18 @@ const DefaultDevice = "/dev/tpmrm0"
 
 // Options says which TPM to use and how. The zero value is the machine's own TPM.
 type Options struct {
-	// Device is a device file, "/dev/tpmrm0" by default, or "swtpm:PATH" for the data
-	// socket of a software TPM, which this process must have to itself.
+	// Device is a device file, "/dev/tpmrm0" by default, also written "device:PATH"; or
+	// "swtpm:PATH" for the data socket of a software TPM, or "tcp:HOST:PORT" for one that
+	// talks as Microsoft's simulator does (swtpm does). Of the last two, which
+	// nothing protects on their way but this package's sessions, this process must have
+	// the TPM to itself.
 	Device string
+	// StateDir is a folder, made if need be, for what is to be known of the TPM next time:
+	// the file "srk" with the Name of its storage root key, and "pin" with the
+	// PIN object. Another storage root key makes the token StateReplaced. To enrol the TPM
+	// that is there now, remove the folder: keys, sealed secrets and PIN of the earlier one
+	// are lost with it. Empty keeps nothing, and takes any TPM.
+	StateDir string
 	// Timeout is how long one TPM command may take until the TPM counts as absent. Zero
 	// means a minute: some TPMs need many seconds for CreatePrimary.
 	Timeout time.Duration
@@ -48,6 +70,8 @@ const (
 // Token is a TPM. Its methods may be called from several goroutines at once; the TPM
 // does one thing at a time.
 type Token struct {
+	state     stateDir
+	pin       *pinState
 	requests  chan *request
 	quit      chan struct{} // closed by Close: no more requests
 	quitOnce  sync.Once
@@ -59,10 +83,20 @@ type Token struct {
 var (
 	_ token.Token     = (*Token)(nil)
 	_ token.Generator = (*Token)(nil)
+	_ token.Importer  = (*Token)(nil)
+	_ token.PINSetter = (*Token)(nil)
+	_ token.Locker    = (*Token)(nil)
+	_ token.Sealer    = (*Token)(nil)
+	_ token.Adopter   = (*Token)(nil)
+	_ token.Exporter  = (*Token)(nil)
+	_ token.Doctor    = (*Token)(nil)
 )
 
 // Open connects to the TPM, finds out what it can do and makes the storage root key
-// ready. Errors: token.ErrAbsent if the TPM is not there or does not answer.
+// ready. A TPM that is not the one of Options.StateDir gives a Token all the same, which is
+// StateReplaced and does nothing until the right TPM is back.
+// Errors: token.ErrAbsent if the TPM is not there or does not answer; token.ErrCorrupt if a file
+// of StateDir is damaged.
 func Open(ctx context.Context, o Options) (*Token, error) {
 	if o.Device == "" {
 		o.Device = DefaultDevice
@@ -76,8 +110,12 @@ func Open(ctx context.Context, o Options) (*Token, error) {
 			return nil, err
 		}
 	}
-	t := newToken(o)
-	if _, err := do(ctx, t, "open "+o.Device, func(*device) (struct{}, error) { return struct{}{}, nil }); err != nil {
+	t, err := newToken(o)
+	if err != nil {
+		return nil, fmt.Errorf("tpm: open %s: %w", o.Device, err)
+	}
+	_, err = do(ctx, t, "open "+o.Device, func(*device) (struct{}, error) { return struct{}{}, nil })
+	if err != nil && !errors.Is(err, token.ErrReplaced) {
 		t.interrupt()
 		return nil, errors.Join(err, t.Close())
 	}
@@ -85,22 +123,40 @@ func Open(ctx context.Context, o Options) (*Token, error) {
 }
 
 // newToken starts the worker of a TPM that is not connected yet.
-func newToken(o Options) *Token {
+func newToken(o Options) (*Token, error) {
+	state := stateDir(o.StateDir)
+	pinned, err := state.pinned()
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", token.ErrCorrupt, err)
+	}
+	file, err := state.read(pinFile)
+	if err != nil {
+		return nil, err
+	}
+	pin, err := newPINState(file)
+	if err != nil {
+		return nil, err
+	}
 	life, interrupt := context.WithCancel(context.Background())
 	t := &Token{
+		state: state, pin: pin,
 		requests: make(chan *request), quit: make(chan struct{}),
 		interrupt: interrupt, done: make(chan struct{}),
 	}
 	t.info.Store(&token.Info{Name: "tpm", Kind: "tpm", Parallel: 1, State: token.StateAbsent, Protection: token.ProtectionToken})
-	w := &worker{token: t, options: o, life: life}
+	w := &worker{token: t, options: o, life: life, pinned: pinned}
 	go w.loop()
-	return t
+	return t, nil
 }
 
-// Info describes the TPM as it was last seen.
+// Info describes the TPM as it was last seen. It is StateLocked while there is a PIN that
+// was not presented; keys that need none can be used.
 func (t *Token) Info() token.Info {
 	info := *t.info.Load()
 	info.Algorithms = slices.Clone(info.Algorithms)
+	if info.State == token.StateReady && t.pin.locked() {
+		info.State = token.StateLocked
+	}
 	return info
 }
 
@@ -112,31 +168,83 @@ func (t *Token) Close() error {
 	defer timer.Stop()
 	<-t.done
 	t.interrupt()
+	t.pin.lock()
 	return nil
 }
 
-// Generate makes a key in the TPM. Associated data is not bound.
-// Errors: token.ErrUnsupported, token.ErrAbsent, token.ErrReplaced.
+// Generate makes a key in the TPM and binds it to its use and associated data.
+// Errors: token.ErrUnsupported, token.ErrAuthNeeded (with ErrNoPIN if there is none), token.ErrAuthWrong,
+// token.ErrLockedOut, token.ErrAbsent, token.ErrReplaced.
 func (t *Token) Generate(ctx context.Context, req token.GenerateRequest) (token.Created, error) {
-	if err := t.supports(req.Algorithm, req.Use); err != nil {
-		return token.Created{}, fmt.Errorf("tpm: generate key: %w", err)
-	}
-	template, err := keyTemplate(req.Algorithm, purposeOf(req.Use))
+	o, err := t.prepare(req.Algorithm, req.Use, req.Policy, req.Auth)
 	if err != nil {
 		return token.Created{}, fmt.Errorf("tpm: generate key: %w", err)
 	}
-	b, err := do(ctx, t, "generate key", func(d *device) (*blob, error) { return d.create(template) })
+	defer o.wipe()
+	p := purposeOf(req.Algorithm, req.Use)
+	b, err := do(ctx, t, "generate key", func(d *device) (*blob, error) {
+		value, err := o.keyValue(d, "key")
+		if err != nil {
+			return nil, err
+		}
+		defer clear(value)
+		template, err := keyTemplate(req.Algorithm, p, o != nil, keyBinding(d.srk.Name.Buffer, req.Use, req.Associated))
+		if err != nil {
+			return nil, err
+		}
+		created, err := d.create(template, value, nil)
+		if err != nil {
+			return nil, err
+		}
+		return checkCreated(created, template)
+	})
+	t.pin.learn(req.Auth.PIN, err)
 	if err != nil {
 		return token.Created{}, err
 	}
-	if b.public.Algorithm != req.Algorithm || b.purpose != purposeOf(req.Use) {
-		return token.Created{}, fmt.Errorf("tpm: generate key: %w: not the key that was asked for", token.ErrFault)
+	return created(b)
+}
+
+// prepare checks what is asked of a new key. The offer is nil if the key needs no PIN.
+func (t *Token) prepare(a token.Algorithm, u token.Use, policy token.Policy, auth token.Auth) (*offer, error) {
+	if err := t.supports(a, u); err != nil {
+		return nil, err
 	}
+	if policy.Touch != token.TouchDefault && policy.Touch != token.TouchNever {
+		return nil, fmt.Errorf("a TPM feels no touch: %w", token.ErrUnsupported)
+	}
+	return t.offerFor(policy.PIN, auth)
+}
+
+func (t *Token) offerFor(policy token.PINPolicy, auth token.Auth) (*offer, error) {
+	switch policy {
+	case token.PINDefault, token.PINNever:
+		return nil, nil
+	case token.PINOnce:
+		return t.pin.offer(auth)
+	}
+	return nil, fmt.Errorf("a TPM cannot hold a key to PIN policy %q: %w", string(policy), token.ErrUnsupported)
+}
+
+// checkCreated holds a new key to its template: all but the key itself must be the same.
+func checkCreated(o object, template tpm2.TPMTPublic) (*blob, error) {
+	b, err := newBlob(o)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", token.ErrFault, err)
+	}
+	template.Unique = b.public.Unique
+	if !bytes.Equal(tpm2.Marshal(template), b.area) {
+		return nil, fmt.Errorf("%w: not the key that was asked for", token.ErrFault)
+	}
+	return b, nil
+}
+
+func created(b *blob) (token.Created, error) {
 	handle, err := b.encode()
 	if err != nil {
-		return token.Created{}, fmt.Errorf("tpm: generate key: %w", err)
+		return token.Created{}, fmt.Errorf("tpm: encode key: %w", err)
 	}
-	return token.Created{Handle: handle, Public: b.public, Protection: token.ProtectionToken}, nil
+	return token.Created{Handle: handle, Public: b.key, Protection: token.ProtectionToken}, nil
 }
 
 func (t *Token) supports(a token.Algorithm, u token.Use) error {
@@ -146,33 +254,27 @@ func (t *Token) supports(a token.Algorithm, u token.Use) error {
 	if !slices.Contains(t.info.Load().Algorithms, a) {
 		return fmt.Errorf("this TPM has no %s keys: %w", string(a), token.ErrUnsupported)
 	}
-	if purposeOf(u) == purposeNone {
+	if purposeOf(a, u) == purposeNone {
 		return fmt.Errorf("a key in a TPM cannot have use %q: %w", string(u), token.ErrUnsupported)
 	}
 	return nil
 }
 
 // Open loads a key into the TPM and checks that it is the key of req.Public, made for
-// the purpose of req.Use. Associated data is not compared.
-// Errors: token.ErrCorrupt, which a key of another TPM gives too: the TPM does not tell them apart;
-// token.ErrAbsent, token.ErrReplaced.
+// req.Use and with req.Associated. Of a key that was adopted it checks that it can be used for
+// req.Use. It needs no PIN.
+// Errors: token.ErrCorrupt; token.ErrReplaced for a key of another TPM; token.ErrAbsent.
 func (t *Token) Open(ctx context.Context, req token.OpenRequest) (token.Key, error) {
 	b, err := decodeBlob(req.Handle)
+	if err == nil {
+		err = b.check(req)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("tpm: open key: %w: %w", token.ErrCorrupt, err)
 	}
-	if !b.public.Equal(req.Public) {
-		return nil, fmt.Errorf("tpm: open key: %w: public key is not that of the record", token.ErrCorrupt)
-	}
-	if b.purpose != purposeOf(req.Use) {
-		return nil, fmt.Errorf("tpm: open key: %w: made to %s, used as %q", token.ErrCorrupt, b.purpose, string(req.Use))
-	}
-	load := func(d *device) (struct{}, error) { return struct{}{}, d.reload(b) }
+	load := func(d *device) (struct{}, error) { return struct{}{}, d.reload(&b.object) }
 	if _, err := do(ctx, t, "open key", load); err != nil {
 		return nil, err
 	}
-	if b.purpose == purposeSign {
-		return newSignKey(t, b)
-	}
-	return newAgreeKey(t, b)
+	return newKey(t, b, purposeOf(b.key.Algorithm, req.Use))
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/google/go-tpm/tpm2"
 	"github.com/mesh-agent/mesh-agent/token"
@@ -65,7 +66,7 @@ type worker struct {
 	options Options
 	life    context.Context // ends the command in flight
 	device  *device         // nil if not connected
-	srk     []byte          // Name of the storage root key when first seen
+	pinned  []byte          // Name of the storage root key when first seen
 }
 
 func (w *worker) loop() {
@@ -97,9 +98,7 @@ func (w *worker) serve(run func(*device) error) error {
 	switch {
 	case err == nil:
 		w.setState(token.StateReady)
-	case errors.Is(err, token.ErrReplaced):
-		w.setState(token.StateReplaced)
-	case w.device == nil:
+	case w.device == nil && errors.Is(err, token.ErrAbsent):
 		w.setState(token.StateAbsent)
 	}
 	return err
@@ -111,7 +110,7 @@ func (w *worker) attempt(run func(*device) error) error {
 			return err
 		}
 	}
-	err := run(w.device)
+	err := w.device.lockout(run(w.device))
 	if lost(err) {
 		w.device.abandon()
 		w.device = nil
@@ -125,20 +124,30 @@ func (w *worker) connect() error {
 	if err != nil {
 		return err
 	}
-	info, srk, err := d.start()
+	info, err := d.start(w.pinned)
+	if err == nil && w.pinned == nil {
+		err = w.pin(d.srk.Name.Buffer)
+	}
 	if err != nil {
 		d.abandon()
+		if info != nil && errors.Is(err, token.ErrReplaced) {
+			info.State = token.StateReplaced
+			info.Description = "TPM replaced, cleared or interposed; there is now: " + info.Description
+			w.token.info.Store(info)
+		}
 		return err
-	}
-	if w.srk == nil {
-		w.srk = srk
-	}
-	if string(w.srk) != string(srk) {
-		d.leave()
-		return fmt.Errorf("%w: another storage root key than before", token.ErrReplaced)
 	}
 	w.token.info.Store(info)
 	w.device = d
+	return nil
+}
+
+// pin makes the TPM that is there the one that must be there from now on.
+func (w *worker) pin(name []byte) error {
+	if err := w.token.state.pin(name); err != nil {
+		return fmt.Errorf("keep Name of the storage root key: %w", err)
+	}
+	w.pinned = name
 	return nil
 }
 
@@ -162,10 +171,13 @@ func (w *worker) leave() {
 // connecting again may help.
 var errStale = errors.New("connection or loaded keys lost")
 
+// errFull says that other users of the TPM have taken its room.
+var errFull = fmt.Errorf("%w: no room in the TPM, other programs have left objects or sessions in it", token.ErrAbsent)
+
 // lost reports whether the connection is of no more use.
 func lost(err error) bool {
 	var link *linkError
-	return errors.As(err, &link) || errors.Is(err, errStale)
+	return errors.As(err, &link) || errors.Is(err, errStale) || errors.Is(err, errForged)
 }
 
 // explain puts the error of the vocabulary, if there is one, before the device's own.
@@ -177,15 +189,22 @@ func explain(err error) error {
 		return nil
 	case errors.As(err, &link):
 		return fmt.Errorf("%w: %w", token.ErrAbsent, err)
+	case errors.Is(err, errForged):
+		return fmt.Errorf("%w: %w", token.ErrFault, err)
 	case !errors.As(err, &rc):
 		return err
 	}
 	switch kind := vocabulary(rc); {
-	case kind == nil || errors.Is(err, kind):
+	case kind == nil || known(err):
 		return err
 	default:
 		return fmt.Errorf("%w: %w", kind, err)
 	}
+}
+
+// known reports whether an error has a place in the vocabulary already.
+func known(err error) bool {
+	return slices.ContainsFunc(token.Errors(), func(e error) bool { return errors.Is(err, e) })
 }
 
 // vocabulary returns what a response code means whatever the command was.
@@ -197,6 +216,9 @@ func vocabulary(rc tpm2.TPMRC) error {
 	case rc.Is(tpm2.TPMRCAuthFail), rc.Is(tpm2.TPMRCBadAuth):
 		// No authorization value was offered: the owner or the storage root key has one.
 		return &token.AuthError{Reason: token.ErrAuthNeeded, Kind: "owner password", TriesLeft: token.TriesUnknown}
+	case rc.Is(tpm2.TPMRCObjectMemory), rc.Is(tpm2.TPMRCSessionMemory), rc.Is(tpm2.TPMRCObjectHandles),
+		rc.Is(tpm2.TPMRCSessionHandles), rc.Is(tpm2.TPMRCContextGap):
+		return errFull
 	case rc.IsWarning(), rc.Is(tpm2.TPMRCFailure), rc.Is(tpm2.TPMRCInitialize):
 		return token.ErrAbsent // busy, out of memory, failed: it does not answer
 	}
