@@ -11,6 +11,9 @@ import (
 // Attester is a Token whose device proves to somebody far away which keys are in it.
 // What the evidence means, and what it takes to believe it, is internal/attest's.
 type Attester interface {
+	Token
+	// AttestFormat says of which format its identity and evidence are. It does no I/O.
+	AttestFormat() AttestFormat
 	// AttestIdentity returns what the device is known by. Errors: ErrAbsent, ErrReplaced.
 	AttestIdentity(ctx context.Context) (AttestIdentity, error)
 	// Attest makes evidence about one key. Errors: as Token.Open; ErrUnsupported (the key
@@ -86,7 +89,7 @@ type PCR struct {
 
 // PCRSelection is a choice of PCRs of one bank.
 type PCRSelection struct {
-	Bank    string // "sha1", "sha256", "sha384" or "sha512"
+	Bank    string // "sha256", "sha384" or "sha512"; SHA-1 is refused
 	Indices []int  // ascending, each once
 }
 
@@ -96,7 +99,7 @@ const maxPCR = 23
 // ParsePCRs reads a selection such as "sha256:0,7" in any order. The error wraps ErrBadRequest.
 func ParsePCRs(text string) (PCRSelection, error) {
 	bank, list, ok := strings.Cut(text, ":")
-	if !ok || !slices.Contains([]string{"sha1", "sha256", "sha384", "sha512"}, bank) {
+	if !ok || !slices.Contains([]string{"sha256", "sha384", "sha512"}, bank) {
 		return PCRSelection{}, fmt.Errorf("%w: PCRs %.32q are not of the form sha256:0,7", ErrBadRequest, text)
 	}
 	s := PCRSelection{Bank: bank}

@@ -319,12 +319,12 @@ func TestTPM(t *testing.T) {
 		refused(t, a, c, s, attest.ErrChallenge)
 	})
 	t.Run("bad requests", func(t *testing.T) {
-		for _, pcrs := range []string{"sha256", "sha256:99"} {
+		for _, pcrs := range []string{"sha256", "sha256:99", "sha1:0"} {
 			if _, err := d.answer(t, c, pcrs); !errors.Is(err, token.ErrBadRequest) {
 				t.Errorf("%s: %v", pcrs, err)
 			}
 		}
-		if _, err := d.answer(t, c, "sha1:0"); !errors.Is(err, token.ErrUnsupported) {
+		if _, err := d.answer(t, c, "sha384:0"); !errors.Is(err, token.ErrUnsupported) {
 			t.Errorf("bank that the TPM does not keep: %v", err)
 		}
 		for _, credential := range [][]byte{{0}, {0, 9, 1}, make([]byte, 5), bytes.Repeat([]byte{0, 1, 0}, 2)} {

@@ -263,7 +263,7 @@ func checkPCRs(s token.PCRSelection, values []PCR, quoted *tpm2.TPMSQuoteInfo) e
 	bank := map[string]struct {
 		id   tpm2.TPMIAlgHash
 		size int
-	}{"sha1": {tpm2.TPMAlgSHA1, 20}, "sha256": {tpm2.TPMAlgSHA256, 32}, "sha384": {tpm2.TPMAlgSHA384, 48}, "sha512": {tpm2.TPMAlgSHA512, 64}}[s.Bank]
+	}{"sha256": {tpm2.TPMAlgSHA256, 32}, "sha384": {tpm2.TPMAlgSHA384, 48}, "sha512": {tpm2.TPMAlgSHA512, 64}}[s.Bank]
 	indices := make([]uint, len(s.Indices))
 	for i, n := range s.Indices {
 		indices[i] = uint(n)
