@@ -1,0 +1,192 @@
+package hsm
+
+import (
+	"context"
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/subtle"
+	"errors"
+	"fmt"
+
+	"github.com/mesh-agent/mesh-agent/internal/secret"
+	"github.com/mesh-agent/mesh-agent/token"
+)
+
+// What a token says about its PIN tries (CK_TOKEN_INFO, flags CKF_USER_PIN_COUNT_LOW and
+// CKF_USER_PIN_FINAL_TRY). Errors about the PIN wrap these where the token says so; a locked PIN
+// is token.ErrLockedOut.
+var (
+	ErrPINCountLow = errors.New("a wrong PIN was entered since the last right one")
+	ErrPINFinalTry = errors.New("one PIN try is left")
+)
+
+// rejected remembers the PIN that a token refused, as a keyed hash, so that it costs one try
+// however often it is offered.
+type rejected struct {
+	key, sum []byte
+	flagged  bool // the token showed by its flags that a try was lost
+}
+
+func (r *rejected) is(pin []byte) bool {
+	return r.sum != nil && hmac.Equal(r.hash(pin), r.sum)
+}
+
+func (r *rejected) remember(pin []byte, flags uint64) {
+	if r.key == nil {
+		r.key = make([]byte, 32)
+		rand.Read(r.key)
+	}
+	r.sum = r.hash(pin)
+	r.flagged = flags&pinFlags != 0
+}
+
+func (r *rejected) hash(pin []byte) []byte {
+	h := hmac.New(sha256.New, r.key)
+	h.Write(pin)
+	return h.Sum(nil)
+}
+
+const pinFlags = ckfPINCountLow | ckfPINFinalTry | ckfPINLocked
+
+// Unlock logs in. A PIN that the token has refused is refused again here, and on a
+// token that is unlocked the PIN is compared with the one that unlocked it: neither costs a
+// try. Errors: token.ErrAuthWrong, with ErrPINCountLow or ErrPINFinalTry where the token says so;
+// token.ErrLockedOut; token.ErrAbsent, token.ErrReplaced.
+func (t *Token) Unlock(ctx context.Context, pin []byte) error {
+	_, err := t.bind(ctx)
+	if err == nil {
+		err = t.login(ctx, pin)
+	}
+	if err != nil {
+		return fmt.Errorf("pkcs11: unlock: %w", err)
+	}
+	return nil
+}
+
+// login logs in and keeps the PIN.
+func (t *Token) login(ctx context.Context, pin []byte) error {
+	if err := t.take(ctx); err != nil {
+		return err
+	}
+	defer func() { <-t.lock }()
+	b := t.bound.Load()
+	if b == nil {
+		return token.ErrAbsent
+	}
+	if !b.needsLogin() {
+		return t.compareLocked(b, pin)
+	}
+	if err := t.presentLocked(ctx, b, pin); err != nil {
+		if lost(err) {
+			t.lose(b)
+		}
+		return err
+	}
+	t.pin.Wipe()
+	t.pin = secret.Bytes(append([]byte(nil), pin...))
+	in := *b
+	in.loggedIn = true
+	t.probeLocked(ctx, &in)
+	t.publishLocked(&in)
+	return nil
+}
+
+// compareLocked answers for a token that is unlocked, or has no PIN.
+func (t *Token) compareLocked(b *binding, pin []byte) error {
+	if !b.loggedIn || subtle.ConstantTimeCompare(pin, t.pin) == 1 {
+		return nil
+	}
+	return &token.AuthError{Reason: token.ErrAuthWrong, Kind: "PIN", TriesLeft: token.TriesUnknown}
+}
+
+// presentLocked presents a PIN to the token, once.
+func (t *Token) presentLocked(ctx context.Context, b *binding, pin []byte) error {
+	if err := t.checkTriesLocked(ctx, b, pin); err != nil {
+		return err
+	}
+	_, err := t.module.call(ctx, b.child, &call{op: opLogin, slot: b.info.slot, pin: pin})
+	return t.loginResultLocked(ctx, b, pin, err)
+}
+
+// checkTriesLocked refuses a PIN that the token would refuse.
+func (t *Token) checkTriesLocked(ctx context.Context, b *binding, pin []byte) error {
+	if len(pin) == 0 {
+		return &token.AuthError{Reason: token.ErrAuthNeeded, Kind: "PIN", TriesLeft: token.TriesUnknown}
+	}
+	now, err := t.tokenInfo(ctx, b.child, b.info.slot)
+	if err != nil {
+		return err
+	}
+	if now.serial != b.info.serial {
+		t.lose(b)
+		return fmt.Errorf("%w: serial %q instead of %q", token.ErrReplaced, now.serial, b.info.serial)
+	}
+	if now.flags&ckfPINLocked != 0 {
+		return pinError(token.ErrAuthWrong, now.flags)
+	}
+	if t.rejected.flagged && now.flags&pinFlags == 0 {
+		t.rejected.sum = nil // the PIN was right elsewhere, or was set anew
+	}
+	if t.rejected.is(pin) {
+		return pinError(token.ErrAuthWrong, now.flags)
+	}
+	return nil
+}
+
+// loginResultLocked interprets what C_Login returned.
+func (t *Token) loginResultLocked(ctx context.Context, b *binding, pin []byte, err error) error {
+	switch codeOf(err) {
+	case ckrPINIncorrect, ckrPINInvalid, ckrPINLenRange, ckrPINLocked:
+		flags := uint64(0)
+		if now, err := t.tokenInfo(ctx, b.child, b.info.slot); err == nil {
+			flags = now.flags
+		}
+		if codeOf(err) == ckrPINLocked {
+			flags |= ckfPINLocked
+		}
+		t.rejected.remember(pin, flags)
+		return fmt.Errorf("%w: %w", pinError(token.ErrAuthWrong, flags), err)
+	}
+	if err == nil {
+		t.rejected.sum = nil
+	}
+	return err
+}
+
+// pinError says what a token's flags mean.
+func pinError(reason error, flags uint64) error {
+	e := &token.AuthError{Reason: reason, Kind: "PIN", TriesLeft: token.TriesUnknown}
+	switch {
+	case flags&ckfPINLocked != 0:
+		return fmt.Errorf("%w: the PIN is blocked; its administrator (SO) can set it anew", token.ErrLockedOut)
+	case flags&ckfPINFinalTry != 0:
+		e.TriesLeft = 1
+		return fmt.Errorf("%w: %w", e, ErrPINFinalTry)
+	case flags&ckfPINCountLow != 0:
+		return fmt.Errorf("%w: %w", e, ErrPINCountLow)
+	}
+	return e
+}
+
+// pinNeeded is the answer to an operation without a PIN, from what is known already.
+func (t *Token) pinNeeded(b *binding) error { return pinError(token.ErrAuthNeeded, b.info.flags) }
+
+// loginAgainLocked logs in after the module's process was replaced. It does not use up the last
+// try: then the user is asked. A PIN that is wrong now is forgotten.
+func (t *Token) loginAgainLocked(ctx context.Context, b *binding) *binding {
+	if !b.needsLogin() || t.pin == nil || b.info.flags&(ckfPINFinalTry|ckfPINLocked) != 0 {
+		return b
+	}
+	err := t.presentLocked(ctx, b, t.pin)
+	if errors.Is(err, token.ErrAuthWrong) || errors.Is(err, token.ErrLockedOut) {
+		t.pin.Wipe()
+		t.pin = nil
+	}
+	if err != nil {
+		return b
+	}
+	in := *b
+	in.loggedIn = true
+	return &in
+}

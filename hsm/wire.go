@@ -1,0 +1,379 @@
+package hsm
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+)
+
+// The agent and its helper speak in frames: four octets length, big endian, then a uvarint
+// number that pairs a reply with its call, then the call or reply. Numbers are uvarints,
+// octets are preceded by their number. Both ends are the same binary, so there are no versions.
+
+// maxFrame bounds a frame: the agent's own frames have at most 256 KiB.
+const maxFrame = 1 << 20
+
+// operation says what a call asks of the module.
+type operation uint8
+
+const (
+	opInit      operation = iota + 1 // load and initialize the module
+	opSlots                          // the slots with a token
+	opToken                          // one slot's token
+	opMechanism                      // mechanisms of a slot
+	opLogin
+	opLogout
+	opFind     // objects that match template, with the attributes of template2
+	opRead     // attributes of template2 of an object
+	opGenerate // key pair
+	opSecret   // secret key, for probes
+	opCreate
+	opDestroy
+	opSign
+	opDerive
+	opDecrypt
+	opWrap // for probes
+	opEnd
+)
+
+// paramKind says what the parameter of a mechanism is.
+type paramKind uint8
+
+const (
+	paramNone  paramKind = iota
+	paramPSS             // numbers: hash, MGF, octets of salt
+	paramOAEP            // numbers: hash, MGF; octets: label
+	paramOctet           // octets as they are
+	paramEnd
+)
+
+// mechanism is a CK_MECHANISM.
+type mechanism struct {
+	kind    uint64
+	param   paramKind
+	numbers [3]uint64
+	octets  []byte
+}
+
+// attribute is a CK_ATTRIBUTE. A nil value stands for one that the module does not tell.
+type attribute struct {
+	kind  uint64
+	value []byte
+}
+
+// call is what the agent asks of the helper. Operations use the fields that they need.
+type call struct {
+	op        operation
+	slot      uint64
+	object    uint64 // handle of a key or object
+	other     uint64 // handle of a second object
+	mech      mechanism
+	template  []attribute
+	template2 []attribute
+	data      [][]byte
+	pin       []byte
+	limit     uint64
+}
+
+// object is a handle with attributes.
+type object struct {
+	handle     uint64
+	attributes []attribute
+}
+
+// reply is the answer to a call.
+type reply struct {
+	code    Code
+	text    string // why there is no code
+	numbers []uint64
+	data    [][]byte
+	objects []object
+}
+
+var errFrame = errors.New("malformed frame")
+
+func appendOctets(b, v []byte) []byte {
+	b = binary.AppendUvarint(b, uint64(len(v)))
+	return append(b, v...)
+}
+
+func appendAttributes(b []byte, list []attribute) []byte {
+	b = binary.AppendUvarint(b, uint64(len(list)))
+	for _, a := range list {
+		b = binary.AppendUvarint(b, a.kind)
+		if a.value == nil {
+			b = append(b, 0)
+			continue
+		}
+		b = appendOctets(append(b, 1), a.value)
+	}
+	return b
+}
+
+func appendList(b []byte, list [][]byte) []byte {
+	b = binary.AppendUvarint(b, uint64(len(list)))
+	for _, v := range list {
+		b = appendOctets(b, v)
+	}
+	return b
+}
+
+// appendCall appends the frame of a call.
+func appendCall(b []byte, id uint64, c *call) []byte {
+	start := len(b)
+	b = binary.AppendUvarint(append(b, 0, 0, 0, 0), id)
+	b = append(b, byte(c.op))
+	b = binary.AppendUvarint(b, c.slot)
+	b = binary.AppendUvarint(b, c.object)
+	b = binary.AppendUvarint(b, c.other)
+	b = binary.AppendUvarint(b, c.mech.kind)
+	b = append(b, byte(c.mech.param))
+	for _, n := range c.mech.numbers {
+		b = binary.AppendUvarint(b, n)
+	}
+	b = appendOctets(b, c.mech.octets)
+	b = appendAttributes(b, c.template)
+	b = appendAttributes(b, c.template2)
+	b = appendList(b, c.data)
+	b = appendOctets(b, c.pin)
+	b = binary.AppendUvarint(b, c.limit)
+	return finishFrame(b, start)
+}
+
+// appendReply appends the frame of a reply.
+func appendReply(b []byte, id uint64, r *reply) []byte {
+	start := len(b)
+	b = binary.AppendUvarint(append(b, 0, 0, 0, 0), id)
+	b = binary.AppendUvarint(b, uint64(r.code))
+	b = appendOctets(b, []byte(r.text))
+	b = binary.AppendUvarint(b, uint64(len(r.numbers)))
+	for _, n := range r.numbers {
+		b = binary.AppendUvarint(b, n)
+	}
+	b = appendList(b, r.data)
+	b = binary.AppendUvarint(b, uint64(len(r.objects)))
+	for _, o := range r.objects {
+		b = binary.AppendUvarint(b, o.handle)
+		b = appendAttributes(b, o.attributes)
+	}
+	return finishFrame(b, start)
+}
+
+func finishFrame(b []byte, start int) []byte {
+	binary.BigEndian.PutUint32(b[start:], uint32(len(b)-start-4))
+	return b
+}
+
+// decoder takes a frame apart. After an error everything it returns is zero.
+type decoder struct {
+	b      []byte
+	failed bool
+}
+
+func (d *decoder) fail() { d.b, d.failed = nil, true }
+
+func (d *decoder) octet() byte {
+	if len(d.b) == 0 {
+		d.fail()
+		return 0
+	}
+	v := d.b[0]
+	d.b = d.b[1:]
+	return v
+}
+
+// number takes a uvarint in its shortest form.
+func (d *decoder) number() uint64 {
+	v, n := binary.Uvarint(d.b)
+	if n <= 0 || n > 1 && d.b[n-1] == 0 {
+		d.fail()
+		return 0
+	}
+	d.b = d.b[n:]
+	return v
+}
+
+// octets returns a part of the frame; nil for none.
+func (d *decoder) octets() []byte {
+	n := d.number()
+	if n > uint64(len(d.b)) {
+		d.fail()
+		return nil
+	}
+	v := d.b[:n:n]
+	d.b = d.b[n:]
+	return v
+}
+
+// count takes the length of a list, each of whose elements has an octet at least.
+func (d *decoder) count() int {
+	n := d.number()
+	if n > uint64(len(d.b)) {
+		d.fail()
+		return 0
+	}
+	return int(n)
+}
+
+func (d *decoder) attributes() []attribute {
+	n := d.count()
+	if n == 0 {
+		return nil
+	}
+	list := make([]attribute, 0, min(n, 32))
+	for range n {
+		a := attribute{kind: d.number()}
+		switch d.octet() {
+		case 0:
+		case 1:
+			a.value = d.octets()
+		default:
+			d.fail()
+		}
+		if d.failed {
+			return nil
+		}
+		list = append(list, a)
+	}
+	return list
+}
+
+func (d *decoder) list() [][]byte {
+	n := d.count()
+	if n == 0 {
+		return nil
+	}
+	list := make([][]byte, 0, min(n, 32))
+	for range n {
+		list = append(list, d.octets())
+		if d.failed {
+			return nil
+		}
+	}
+	return list
+}
+
+func (d *decoder) err() error {
+	if d.failed || len(d.b) != 0 {
+		return errFrame
+	}
+	return nil
+}
+
+// decodeCall decodes a frame without its length. The call refers to b.
+func decodeCall(b []byte) (id uint64, c *call, err error) {
+	d := decoder{b: b}
+	c = new(call)
+	id = d.number()
+	c.op = operation(d.octet())
+	c.slot, c.object, c.other = d.number(), d.number(), d.number()
+	c.mech.kind = d.number()
+	c.mech.param = paramKind(d.octet())
+	for i := range c.mech.numbers {
+		c.mech.numbers[i] = d.number()
+	}
+	c.mech.octets = d.octets()
+	c.template, c.template2 = d.attributes(), d.attributes()
+	c.data = d.list()
+	c.pin = d.octets()
+	c.limit = d.number()
+	if err := d.err(); err != nil {
+		return 0, nil, err
+	}
+	if c.op == 0 || c.op >= opEnd || c.mech.param >= paramEnd {
+		return 0, nil, errFrame
+	}
+	return id, c, nil
+}
+
+// decodeReply decodes a frame without its length. The reply refers to b.
+func decodeReply(b []byte) (id uint64, r *reply, err error) {
+	d := decoder{b: b}
+	r = new(reply)
+	id = d.number()
+	r.code = Code(d.number())
+	r.text = string(d.octets())
+	if n := d.count(); n > 0 {
+		r.numbers = make([]uint64, 0, min(n, 64))
+		for range n {
+			r.numbers = append(r.numbers, d.number())
+			if d.failed {
+				break
+			}
+		}
+	}
+	r.data = d.list()
+	if n := d.count(); n > 0 {
+		r.objects = make([]object, 0, min(n, 64))
+		for range n {
+			r.objects = append(r.objects, object{d.number(), d.attributes()})
+			if d.failed {
+				break
+			}
+		}
+	}
+	if err := d.err(); err != nil {
+		return 0, nil, err
+	}
+	return id, r, nil
+}
+
+// frames reads frames. What it has handed out is wiped from its buffer: frames carry PINs,
+// shared secrets and keys to import.
+type frames struct {
+	r          io.Reader
+	buf        []byte
+	start, end int // what is read and not handed out
+}
+
+func newFrames(r io.Reader) *frames { return &frames{r: r, buf: make([]byte, 16<<10)} }
+
+// next returns the next frame without its length; it belongs to the caller.
+func (f *frames) next() ([]byte, error) {
+	if err := f.fill(4); err != nil {
+		return nil, err
+	}
+	n := binary.BigEndian.Uint32(f.buf[f.start:])
+	if n > maxFrame {
+		return nil, fmt.Errorf("%w: %d octets", errFrame, n)
+	}
+	if err := f.fill(4 + int(n)); err != nil {
+		return nil, err
+	}
+	taken := f.buf[f.start : f.start+4+int(n)]
+	frame := append(make([]byte, 0, n), taken[4:]...)
+	clear(taken)
+	if f.start += len(taken); f.start == f.end {
+		f.start, f.end = 0, 0
+	}
+	return frame, nil
+}
+
+// fill reads until n octets are there.
+func (f *frames) fill(n int) error {
+	if f.start+n > len(f.buf) {
+		buf := f.buf
+		if n > len(buf) {
+			buf = make([]byte, n+n/2)
+		}
+		held := copy(buf, f.buf[f.start:f.end])
+		if &buf[0] != &f.buf[0] {
+			clear(f.buf[:f.end])
+		} else {
+			clear(buf[held:f.end])
+		}
+		f.buf, f.start, f.end = buf, 0, held
+	}
+	for f.end-f.start < n {
+		got, err := f.r.Read(f.buf[f.end:])
+		f.end += got
+		if err != nil && f.end-f.start < n {
+			if err == io.EOF && f.end > f.start {
+				err = io.ErrUnexpectedEOF
+			}
+			return err
+		}
+	}
+	return nil
+}
