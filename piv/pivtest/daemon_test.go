@@ -23,9 +23,9 @@ type session struct {
 	context uint32
 }
 
-func dial(t testing.TB, d *Daemon) *session {
+func dial(t testing.TB, socket string) *session {
 	t.Helper()
-	conn, err := net.Dial("unix", d.Socket)
+	conn, err := net.Dial("unix", socket)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -36,9 +36,9 @@ func dial(t testing.TB, d *Daemon) *session {
 	return &session{t: t, conn: conn}
 }
 
-func open(t testing.TB, d *Daemon) *session {
+func open(t testing.TB, socket string) *session {
 	t.Helper()
-	s := dial(t, d)
+	s := dial(t, socket)
 	b := make(body, 12)
 	b.setWord(0, protocolMajor)
 	b.setWord(4, protocolMinor)
@@ -171,7 +171,7 @@ func TestDaemonFaults(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			d, r, _ := station(t)
-			s := open(t, d)
+			s := open(t, d.Socket)
 			h := s.connect(Success, readerA, shareShared)
 			s.transmit(Success, h, append([]byte{0, insSelect, 4, 0, 11}, aidPIV...))
 			c.fault(r)
@@ -205,11 +205,11 @@ func TestDaemonSilence(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			d, r, _ := station(t)
-			s := open(t, d)
+			s := open(t, d.Socket)
 			h := s.connect(Success, readerA, shareShared)
 			r.Silence()
 			s.send(h, getVersion)
-			other := open(t, d)
+			other := open(t, d.Socket)
 			other.connect(NoSmartcard, readerB, shareShared) // others are served
 			for !r.isBusy() {
 				other.handle(Success, CommandStatus, other.connect(Success, readerA, shareShared))
@@ -227,46 +227,18 @@ func TestDaemonMuteCard(t *testing.T) {
 	t.Parallel()
 	d, _, card := station(t)
 	card.OnAPDU(func([]byte, func([]byte) []byte) []byte { return nil })
-	s := open(t, d)
+	s := open(t, d.Socket)
 	h := s.connect(Success, readerA, shareShared)
 	s.transmit(NotTransacted, h, getVersion)
 	card.OnAPDU(nil)
 	s.transmit(Success, h, getVersion)
 }
 
-func TestDaemonSharing(t *testing.T) {
-	t.Parallel()
-	d, r, _ := station(t)
-	one, two := open(t, d), open(t, d)
-	h1 := one.connect(Success, readerA, shareShared)
-	h2 := two.connect(Success, readerA, shareShared)
-	two.connect(SharingViolation, readerA, shareExclusive)
-	one.handle(Success, CommandBegin, h1)
-	one.handle(Success, CommandBegin, h1) // they nest
-	two.handle(SharingViolation, CommandBegin, h2)
-	two.transmit(SharingViolation, h2, getVersion)
-	two.handle(SharingViolation, CommandStatus, h2)
-	one.transmit(Success, h1, getVersion)
-	one.handle(Success, CommandEnd, h1, leaveCard)
-	if !r.InTransaction() {
-		t.Error("the outer transaction is lost")
-	}
-	two.handle(SharingViolation, CommandEnd, h2, leaveCard)
-	one.handle(Success, CommandEnd, h1, leaveCard)
-	one.handle(NotTransacted, CommandEnd, h1, leaveCard)
-	two.transmit(Success, h2, getVersion)
-	two.handle(Success, CommandDisconnect, h2, leaveCard)
-	one.handle(Success, CommandReconnect, h1, shareExclusive, protocolT1, leaveCard)
-	two.connect(SharingViolation, readerA, shareShared)
-	one.handle(Success, CommandReconnect, h1, shareShared, protocolT1, resetCard)
-	two.connect(Success, readerA, shareShared)
-}
-
 // A transaction's end is noticed by who waits for it.
 func TestDaemonWaitsForTransaction(t *testing.T) {
 	t.Parallel()
 	d, _, _ := station(t)
-	one, two := open(t, d), open(t, d)
+	one, two := open(t, d.Socket), open(t, d.Socket)
 	h1 := one.connect(Success, readerA, shareShared)
 	one.handle(Success, CommandBegin, h1)
 	connected := make(chan Code)
@@ -274,44 +246,6 @@ func TestDaemonWaitsForTransaction(t *testing.T) {
 	one.handle(Success, CommandEnd, h1, leaveCard)
 	if code := <-connected; code != Success {
 		t.Errorf("connect after the transaction: %08X", code)
-	}
-}
-
-// A client that goes away leaves no handle and no transaction; the card is reset.
-func TestDaemonAbandonedHandle(t *testing.T) {
-	t.Parallel()
-	d, r, card := station(t)
-	one, two := open(t, d), open(t, d)
-	h1 := one.connect(Success, readerA, shareShared)
-	h2 := two.connect(Success, readerA, shareShared)
-	one.transmit(Success, h1, append([]byte{0, insSelect, 4, 0, 11}, aidPIV...))
-	one.handle(Success, CommandBegin, h1)
-	one.conn.Close()
-	two.wait(func() bool { return !r.InTransaction() })
-	two.transmit(ResetCard, h2, getVersion)
-	if got := card.Transmit(getVersion); !bytes.Equal(got, []byte{0x6D, 0}) {
-		t.Errorf("the card was not reset: % X", got)
-	}
-	if n := r.Handles(); n != 1 {
-		t.Errorf("%d handles, want 1", n)
-	}
-}
-
-// wait lets the daemon tell of changes until ok.
-func (s *session) wait(ok func() bool) {
-	s.t.Helper()
-	for {
-		s.states()
-		done := ok()
-		if done {
-			s.stopWaiting()
-		}
-		if code := s.change(); code != Success {
-			s.t.Fatalf("wait for a change: %08X", code)
-		}
-		if done {
-			return
-		}
 	}
 }
 
@@ -348,7 +282,7 @@ func (s *session) change() Code {
 func TestDaemonReaderStates(t *testing.T) {
 	t.Parallel()
 	d, r, _ := station(t)
-	s := open(t, d)
+	s := open(t, d.Socket)
 	for _, step := range []struct {
 		name string
 		do   func(*Reader)
@@ -376,7 +310,7 @@ func TestDaemonReaderStates(t *testing.T) {
 func TestDaemonCancel(t *testing.T) {
 	t.Parallel()
 	d, _, _ := station(t)
-	s, other := open(t, d), open(t, d)
+	s, other := open(t, d.Socket), open(t, d.Socket)
 	cancel := make(body, 8)
 	cancel.setWord(0, s.context)
 	other.want(InvalidHandle, CommandCancel, cancel)
@@ -397,7 +331,7 @@ func TestDaemonCancel(t *testing.T) {
 func TestDaemonInject(t *testing.T) {
 	t.Parallel()
 	d, _, _ := station(t)
-	s := open(t, d)
+	s := open(t, d.Socket)
 	h := s.connect(Success, readerA, shareShared)
 	fault := InternalError
 	d.Inject(func(c Call) Code {
@@ -418,7 +352,7 @@ func TestDaemonInject(t *testing.T) {
 func TestDaemonRestart(t *testing.T) {
 	t.Parallel()
 	d, r, _ := station(t)
-	s := open(t, d)
+	s := open(t, d.Socket)
 	h := s.connect(Success, readerA, shareExclusive)
 	r.Silence()
 	s.send(h, getVersion)
@@ -429,7 +363,7 @@ func TestDaemonRestart(t *testing.T) {
 	}
 	r.Speak()
 	d.Start()
-	s = open(t, d)
+	s = open(t, d.Socket)
 	s.transmit(Success, s.connect(Success, readerA, shareExclusive), getVersion)
 }
 
@@ -437,7 +371,7 @@ func TestDaemonPowerDownWhenIdle(t *testing.T) {
 	t.Parallel()
 	d, r, card := station(t)
 	r.PowerDownWhenIdle()
-	s := open(t, d)
+	s := open(t, d.Socket)
 	h := s.connect(Success, readerA, shareShared)
 	s.transmit(Success, h, append([]byte{0, insSelect, 4, 0, 11}, aidPIV...))
 	s.handle(Success, CommandDisconnect, h, leaveCard)
@@ -461,7 +395,7 @@ func TestDaemonVersions(t *testing.T) {
 		b := make(body, 12)
 		b.setWord(0, c.major)
 		b.setWord(4, c.minor)
-		dial(t, d).want(c.want, CommandVersion, b)
+		dial(t, d.Socket).want(c.want, CommandVersion, b)
 		if b.word(4) != c.server {
 			t.Errorf("the daemon says version 4.%d, want 4.%d", b.word(4), c.server)
 		}
@@ -486,14 +420,14 @@ func TestDaemonBadRequests(t *testing.T) {
 		"transmit too big": word(32, uint32(CommandTransmit), 1, 2, 8, 1<<30, 2, 8, 258, 0),
 	} {
 		t.Run(name, func(t *testing.T) {
-			s := open(t, d)
+			s := open(t, d.Socket)
 			if _, err := s.conn.Write(request); err != nil {
 				t.Fatal(err)
 			}
 			s.closed()
 		})
 	}
-	s := open(t, d)
+	s := open(t, d.Socket)
 	s.connect(UnknownReader, "no such reader", shareShared)
 	s.connect(InvalidValue, readerA, 9)
 	s.transmit(Success, s.connect(Success, readerA, shareShared), getVersion)
@@ -502,7 +436,7 @@ func TestDaemonBadRequests(t *testing.T) {
 func TestDaemonAttribute(t *testing.T) {
 	t.Parallel()
 	d, _, card := station(t)
-	s := open(t, d)
+	s := open(t, d.Socket)
 	b := make(body, 16+attributeSize)
 	b.setWord(0, s.connect(Success, readerA, shareShared))
 	b.setWord(4, attrATR)
@@ -514,7 +448,7 @@ func TestDaemonAttribute(t *testing.T) {
 
 func BenchmarkTransmit(b *testing.B) {
 	d, _, _ := station(b)
-	s := open(b, d)
+	s := open(b, d.Socket)
 	h := s.connect(Success, readerA, shareShared)
 	if err := s.conn.SetDeadline(time.Time{}); err != nil {
 		b.Fatal(err)

@@ -335,8 +335,9 @@ func (r *Reader) reconnect(h *handle, mode, protocols, disposition uint32) Code 
 	case mode == shareExclusive && r.sharing != exclusive:
 		return SharingViolation
 	case mode != shareExclusive && r.sharing == exclusive:
-		r.sharing = 1
+		// Like pcscd 1.9.9, in this order: the lock of an exclusive handle stays.
 		r.release(h)
+		r.sharing = 1
 	}
 	h.event = Success
 	return Success
@@ -378,7 +379,7 @@ func (r *Reader) release(h *handle) Code {
 	switch {
 	case r.owner != nil && r.owner != h:
 		return SharingViolation
-	case r.depth == 0:
+	case r.depth == 0, r.sharing == exclusive && r.depth == 1: // the exclusive handle's own lock
 		return NotTransacted
 	}
 	if r.depth--; r.depth == 0 {
