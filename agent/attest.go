@@ -53,7 +53,7 @@ func (r *request) attestAnswer(ctx context.Context, body strictjson.Value) ([]by
 	}
 	if req.PCRs != "" {
 		if _, err := token.ParsePCRs(req.PCRs); err != nil {
-			return nil, malformed("PCRs", "%v", err)
+			return nil, malformed("PCRs", "a selection such as sha256:0,7 expected")
 		}
 	}
 	if req.KeyId == "" {

@@ -13,6 +13,8 @@ need swtpm swtpm
 need ssh-keygen openssh-client
 if [ "${1:-}" != demo ]; then
 	need sshd openssh-server
+	need swtpm_setup swtpm-tools
+	need swtpm_localca swtpm-tools
 	need systemd-analyze systemd
 	need systemd-socket-activate systemd
 	need gcc gcc # go test -race needs it

@@ -32,6 +32,7 @@ func TestMain(m *testing.M) {
 //	                       $NAME is then its socket
 //	end NAME               interrupt it and wait; it must end well
 //	swtpm VAR              run a TPM simulator until the script ends; $VAR is what --tpm takes
+//	buytpm VAR MAKER       the same with certificates; $MAKER is the folder of its maker's certificates
 //	capture VAR            put what the last command printed in an environment variable
 //	sshd                   write sshd_config and ssh_config here, for a login by "ssh -F ssh_config here"
 //	activate SOCKET...     run "mesh-agent serve" by systemd-socket-activate; further words after -- are its flags
@@ -46,6 +47,7 @@ func TestScript(t *testing.T) {
 			"agent":    startAgent,
 			"end":      endAgent,
 			"swtpm":    startTPM,
+			"buytpm":   buyTPM,
 			"capture":  capture,
 			"sshd":     writeSSHD,
 			"activate": activate,
@@ -104,6 +106,7 @@ func setupScript(env *testscript.Env) error {
 		return err
 	}
 	env.Values[daemonsKey{}] = map[string]*background{}
+	env.Values[manufacturerKey{}] = map[string]*tpmtest.CA{}
 	env.Values[testingKey{}] = env.T().(testing.TB)
 	env.Setenv("DATA", data)
 	env.Setenv("HOME", env.WorkDir)
