@@ -20,6 +20,9 @@ func (w *worker) connect(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if p := w.token.bound.Load(); p != nil && !p.in(readers) {
+		w.unbind()
+	}
 	if len(readers) == 0 {
 		return fmt.Errorf("%w: %w", token.ErrAbsent, ErrNoReader)
 	}
@@ -39,11 +42,11 @@ func (w *worker) connect(ctx context.Context) error {
 			failures = append(failures, err)
 		}
 	}
-	w.unbind()
 	switch {
 	case len(failures) > 0:
 		return failures[0]
 	case others > 0:
+		w.unbind()
 		return fmt.Errorf("%w: %w, not %d", token.ErrReplaced, ErrOtherCard, w.token.options.Serial)
 	}
 	return fmt.Errorf("%w: %w", token.ErrAbsent, ErrNoCard)
@@ -81,6 +84,13 @@ func (w *worker) order(readers []pcsc.Reader) []pcsc.Reader {
 		})
 	}
 	return readers
+}
+
+// in reports whether a card has been there all the time.
+func (p *place) in(readers []pcsc.Reader) bool {
+	return slices.ContainsFunc(readers, func(r pcsc.Reader) bool {
+		return r.Present && r.Name == p.reader && r.Events == p.events
+	})
 }
 
 // bind notes where our card is. A card that was away has no PIN.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/big"
 	"slices"
 
 	"github.com/mesh-agent/mesh-agent/keyshare"
@@ -216,7 +215,9 @@ func newMaterial(k *token.PrivateKey) (material, error) {
 	case keyshare.Ed25519:
 		return material{}, fmt.Errorf("a PIV card takes Ed25519 keys by their seed, not by a scalar: %w", token.ErrUnsupported)
 	case keyshare.X25519:
-		m.private, err = clampable(scalar)
+		if m.private, err = scalar.Clamped(); err != nil {
+			err = fmt.Errorf("this scalar does not fit a PIV card: %w: %w", token.ErrUnsupported, err)
+		}
 	default:
 		m.private = scalar.Bytes()
 	}
@@ -249,38 +250,6 @@ func rsaMaterial(k *token.PrivateKey) (material, error) {
 	}
 	public, err := applet.PublicOf(&key.PublicKey)
 	return material{public: public}, err
-}
-
-// clampable returns a private key of X25519 that clamping leaves alone and that is the
-// scalar, or its negative, modulo the order L of the base point: a multiple of 8 from 2^254 to 2^255. Such
-// a key has the same u-coordinates; the sign is in the public key.
-//
-// The one multiple of 8 below 8L that is s modulo L is n = 8*(s/8 mod L); that of -s is
-// 8L - n. As 8L is just above 2^255, one of the two is in range, but for n within 2^128 of the
-// ends. Which of the two, the time may tell.
-func clampable(s *keyshare.Scalar) ([]byte, error) {
-	order, _ := new(big.Int).SetString("1000000000000000000000000000000014def9dea2f79cd65812631a5cf5d3ed", 16)
-	eighth := new(big.Int).ModInverse(big.NewInt(8), order)
-	for _, factor := range []*big.Int{eighth, new(big.Int).Sub(order, eighth)} {
-		octets := factor.FillBytes(make([]byte, 32))
-		slices.Reverse(octets)
-		f, err := keyshare.ParseScalar(keyshare.X25519, octets)
-		if err != nil {
-			return nil, err
-		}
-		product := s.Multiply(f)
-		b := product.Bytes()
-		product.Wipe()
-		for i := len(b) - 1; i > 0; i-- {
-			b[i] = b[i]<<3 | b[i-1]>>5
-		}
-		b[0] <<= 3
-		if b[31]>>6 == 1 {
-			return b, nil
-		}
-		clear(b)
-	}
-	return nil, fmt.Errorf("this X25519 scalar does not fit a PIV card: %w", token.ErrUnsupported)
 }
 
 // Delete destroys a key. A card before firmware 5.7, which has no such command, gets

@@ -106,6 +106,7 @@ var (
 	_ token.PINSetter = (*Token)(nil)
 	_ token.Locker    = (*Token)(nil)
 	_ token.Doctor    = (*Token)(nil)
+	_ token.Attester  = (*Token)(nil)
 )
 
 // Open returns the token of a card and looks for the card. That it is not there is no error:

@@ -51,9 +51,7 @@ func follow(ctx context.Context, t *Token) bool {
 // observe compares the readers with where our card was.
 func observe(ctx context.Context, t *Token, readers []pcsc.Reader) {
 	p := t.bound.Load()
-	if p != nil && slices.ContainsFunc(readers, func(r pcsc.Reader) bool {
-		return r.Present && r.Name == p.reader && r.Events == p.events
-	}) {
+	if p != nil && p.in(readers) {
 		return
 	}
 	if p != nil {

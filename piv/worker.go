@@ -169,7 +169,10 @@ func (w *worker) attempt(ctx context.Context, r *request) error {
 		return err
 	}
 	if endErr := s.card.End(ctx, pcsc.LeaveCard); endErr != nil {
-		w.drop(endErr) // the result stands
+		w.drop(endErr)
+		if err != nil && stale(endErr) { // the card was reset under it; a result stands
+			return fmt.Errorf("%w: %w", endErr, err)
+		}
 	} else if time.Since(s.since) > maxHold {
 		w.release()
 	}
