@@ -347,7 +347,7 @@ func checkPrivate(k *mesh.KeyData, g mesh.Generation) error {
 		}
 	}
 	if k.Udf != "" && !mesh.Names(k.Udf, pub, g) {
-		return fmt.Errorf("Udf is that of another generation: %w", token.ErrBadKey)
+		return fmt.Errorf("member Udf is that of another generation: %w", token.ErrBadKey)
 	}
 	return nil
 }

@@ -115,7 +115,7 @@ func readKey(k *mesh.KeyData, g mesh.Generation, now time.Time) (token.PublicKey
 		return token.PublicKey{}, err
 	}
 	if k.Udf != "" && !mesh.Names(k.Udf, pub, g) {
-		return token.PublicKey{}, fmt.Errorf("Udf is that of another generation: %w", token.ErrBadKey)
+		return token.PublicKey{}, fmt.Errorf("member Udf is that of another generation: %w", token.ErrBadKey)
 	}
 	return pub, k.CheckValidity(now)
 }
