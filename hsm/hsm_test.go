@@ -89,8 +89,11 @@ func supports(a token.Algorithm, u token.Use) bool {
 func contract(t *testing.T, s hsmtest.Setup) {
 	m := newTestModule(t, s)
 	tokentest.Run(t, tokentest.Harness{
-		Open:     func(t *testing.T) token.Token { return openUnlocked(t, m, s) },
-		Supports: supports,
+		Open:        func(t *testing.T) token.Token { return openUnlocked(t, m, s) },
+		Supports:    supports,
+		OnlySeeds:   func(a token.Algorithm) bool { return a == token.Ed25519 || a == token.Ed448 },
+		NoMeshSeeds: true,
+		SealsByPIN:  true,
 	})
 }
 

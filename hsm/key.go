@@ -328,6 +328,9 @@ func (k *agreeKey) Agree(ctx context.Context, req token.AgreeRequest) ([]byte, e
 
 func (k *agreeKey) agree(ctx context.Context, req token.AgreeRequest) (*keyshare.Point, error) {
 	peer, err := keyshare.ParsePoint(k.kind.curve, req.Peer)
+	if err == nil && len(req.Peer) != k.kind.curve.PointLen() {
+		err = keyshare.ErrLength // without a sign
+	}
 	if err != nil {
 		return nil, fmt.Errorf("pkcs11: agree: %w: %w", token.ErrBadPoint, err)
 	}

@@ -241,11 +241,11 @@ func (t *Token) destroy(ctx context.Context, b *binding, handles ...uint64) erro
 }
 
 // Delete destroys both halves of a key pair.
-// Errors: token.ErrNotFound, token.ErrCorrupt, token.ErrAuthNeeded, token.ErrAbsent, token.ErrReplaced.
+// Errors: token.ErrNotFound, token.ErrAuthNeeded, token.ErrAbsent, token.ErrReplaced.
 func (t *Token) Delete(ctx context.Context, encoded []byte) error {
 	h, err := decodeHandle(encoded)
 	if err != nil {
-		return fmt.Errorf("pkcs11: delete key: %w", err)
+		return fmt.Errorf("pkcs11: delete key: %w: not a handle of a PKCS#11 key", token.ErrNotFound)
 	}
 	return t.use(ctx, token.Auth{}, "delete key", func(b *binding) error {
 		if h.serial != b.info.serial {

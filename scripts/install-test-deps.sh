@@ -19,6 +19,8 @@ if [ "${1:-}" != demo ]; then
 	need systemd-socket-activate systemd
 	need gcc gcc # go test -race needs it
 	[ -e /usr/include/stdio.h ] || missing="$missing libc6-dev"
+	need softhsm2-util softhsm2
+	need certutil libnss3-tools # with libnss3
 	need pcscd pcscd
 	[ -e /usr/lib/pcsc/drivers/serial/libifdvpcd.so ] || missing="$missing vsmartcard-vpcd"
 	need pcsc_scan pcsc-tools

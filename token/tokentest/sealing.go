@@ -12,16 +12,20 @@ import (
 // Sealing is the contract of a token.Sealer for secrets without PIN and PCRs: every length
 // comes back, and nothing opens that was changed. Run includes it.
 func Sealing(t *testing.T, sealer token.Sealer) {
+	sealingAs(t, sealer, token.PINNever, token.GuardMachine)
+}
+
+func sealingAs(t *testing.T, sealer token.Sealer, pin token.PINPolicy, guard token.Guard) {
 	for _, n := range []int{1, 32, 57, 128, 129, 2400} {
 		t.Run(fmt.Sprintf("%d octets", n), func(t *testing.T) {
 			secret := make([]byte, n)
 			rand.Read(secret)
 			given := bytes.Clone(secret)
-			sealed, err := sealer.Seal(t.Context(), token.SealRequest{Secret: given, Associated: associated, PIN: token.PINNever})
+			sealed, err := sealer.Seal(t.Context(), token.SealRequest{Secret: given, Associated: associated, PIN: pin})
 			if err != nil {
 				t.Fatalf("Seal: %v", err)
 			}
-			if sealed.Guard != token.GuardMachine || len(sealed.Recovery) != 0 {
+			if sealed.Guard != guard || len(sealed.Recovery) != 0 {
 				t.Errorf("sealed with guard %q and %d octets of recovery", sealed.Guard, len(sealed.Recovery))
 			}
 			if n >= 32 && bytes.Contains(sealed.Blob, secret) {
@@ -60,7 +64,12 @@ func refuseChanged(t *testing.T, sealer token.Sealer, blob []byte) {
 }
 
 func (s *suite) seals(t *testing.T) {
-	if sealer, ok := s.tok.(token.Sealer); ok {
+	sealer, ok := s.tok.(token.Sealer)
+	switch {
+	case !ok:
+	case s.h.SealsByPIN:
+		sealingAs(t, sealer, token.PINOnce, token.GuardPIN)
+	default:
 		Sealing(t, sealer)
 	}
 }
