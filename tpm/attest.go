@@ -282,22 +282,26 @@ func (a attestation) activate(d *device, ak primary, e *token.AttestEvidence) er
 		return fmt.Errorf("activate credential: %w: it is not two sized buffers", token.ErrBadRequest)
 	}
 	return d.withEndorsementKey(func(ek primary, kind endorsement) error {
-		rsp, err := run(d, tpm2.ActivateCredential{
-			ActivateHandle: d.auth(ak.NamedHandle, nil, bothway),
-			KeyHandle:      kind.authorized(ek),
-			CredentialBlob: tpm2.TPM2BIDObject{Buffer: blob},
-			Secret:         tpm2.TPM2BEncryptedSecret{Buffer: seed},
-		})
-		var refused tpm2.TPMFmt1Error
-		switch {
-		case errors.As(err, &refused):
-			return fmt.Errorf("activate credential: %w: %w", token.ErrDecrypt, err)
-		case err != nil:
-			return fmt.Errorf("activate credential: %w", err)
-		}
-		e.Secret = rsp.CertInfo.Buffer
-		return nil
+		e.Secret, err = d.activate(ak, kind.authorized(ek), blob, seed)
+		return err
 	})
+}
+
+func (d *device) activate(ak primary, ek tpm2.AuthHandle, blob, seed []byte) ([]byte, error) {
+	rsp, err := run(d, tpm2.ActivateCredential{
+		ActivateHandle: d.auth(ak.NamedHandle, nil, bothway),
+		KeyHandle:      ek,
+		CredentialBlob: tpm2.TPM2BIDObject{Buffer: blob},
+		Secret:         tpm2.TPM2BEncryptedSecret{Buffer: seed},
+	})
+	var refused tpm2.TPMFmt1Error
+	switch {
+	case errors.As(err, &refused):
+		return nil, fmt.Errorf("activate credential: %w: %w", token.ErrDecrypt, err)
+	case err != nil:
+		return nil, fmt.Errorf("activate credential: %w", err)
+	}
+	return rsp.CertInfo.Buffer, nil
 }
 
 // policyEndorsement satisfies TPM2_PolicySecret(TPM_RH_ENDORSEMENT), with an empty password.
