@@ -1,0 +1,141 @@
+package piv
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/mesh-agent/mesh-agent/piv/pivtest"
+	"github.com/mesh-agent/mesh-agent/token"
+)
+
+// newCard is a bench whose card is as the factory left it.
+func newCard(tb testing.TB, config pivtest.Config) *bench {
+	tb.Helper()
+	b := &bench{card: pivtest.NewCard(config), daemon: pivtest.StartDaemon(tb)}
+	b.reader = b.daemon.AddReader("Yubico YubiKey OTP+FIDO+CCID 00 00", b.card)
+	b.token = b.open(tb, Options{Patience: 10 * time.Millisecond, Timeout: 5 * time.Second})
+	return b
+}
+
+func TestSetup(t *testing.T) {
+	t.Parallel()
+	b := newCard(t, pivtest.Config{})
+	ctx := t.Context()
+	good := SetupRequest{PIN: []byte(testPIN), PUK: []byte(testPUK)}
+	for name, req := range map[string]SetupRequest{
+		"factory PIN": {PIN: []byte(pivtest.DefaultPIN), PUK: good.PUK},
+		"factory PUK": {PIN: good.PIN, PUK: []byte(pivtest.DefaultPUK)},
+		"short PIN":   {PIN: []byte("12345"), PUK: good.PUK},
+		"long PUK":    {PIN: good.PIN, PUK: []byte("123456789")},
+		"no PUK":      {PIN: good.PIN},
+	} {
+		wantAll(t, name, b.token.Setup(ctx, req), token.ErrBadRequest)
+	}
+	wantTries(t, "wrong old PIN", b.token.Setup(ctx, SetupRequest{OldPIN: []byte("000000"), PIN: good.PIN, PUK: good.PUK}), token.ErrAuthWrong, 2)
+	wantTries(t, "wrong old PUK", b.token.Setup(ctx, SetupRequest{OldPUK: []byte("00000000"), PIN: good.PIN, PUK: good.PUK}), token.ErrAuthWrong, 2)
+	if err := b.token.Setup(ctx, good); err != nil { // goes on where the last one stopped
+		t.Fatal(err)
+	}
+	again := SetupRequest{OldPIN: good.PIN, OldPUK: good.PUK, PIN: []byte("918273"), PUK: good.PUK}
+	if err := b.token.Setup(ctx, again); err != nil {
+		t.Errorf("set up again: %v", err)
+	}
+	for _, f := range b.token.Diagnose(ctx) {
+		if f.Severity != token.SeverityInfo {
+			t.Errorf("after setup: %v", f)
+		}
+	}
+}
+
+// TestSetupInterrupted loses the card after each command in turn; setting up again always ends well.
+func TestSetupInterrupted(t *testing.T) {
+	t.Parallel()
+	for stop := 1; ; stop++ {
+		b := newCard(t, pivtest.Config{})
+		left := stop
+		b.card.OnAPDU(func(apdu []byte, card func([]byte) []byte) []byte {
+			if left--; left < 0 {
+				return nil
+			}
+			return card(apdu)
+		})
+		req := SetupRequest{PIN: []byte(testPIN), PUK: []byte(testPUK)}
+		first := b.token.Setup(t.Context(), req)
+		b.card.OnAPDU(nil)
+		if first == nil {
+			if stop < 10 {
+				t.Errorf("setup took %d commands", stop)
+			}
+			return
+		}
+		b.reader.ResetByOther()
+		ok := false
+		for _, oldPUK := range []string{"", testPUK} {
+			for _, oldPIN := range []string{"", testPIN} {
+				req.OldPIN, req.OldPUK = []byte(oldPIN), []byte(oldPUK)
+				ok = ok || b.token.Setup(t.Context(), req) == nil
+			}
+		}
+		if !ok {
+			t.Errorf("interrupted after %d commands, the card cannot be set up again", stop)
+		}
+	}
+}
+
+func TestGenerateWithoutManagementKey(t *testing.T) {
+	t.Parallel()
+	b := newCard(t, pivtest.Config{})
+	if err := b.token.Unlock(t.Context(), []byte(pivtest.DefaultPIN)); err != nil {
+		t.Fatal(err)
+	}
+	req := token.GenerateRequest{Algorithm: token.P256, Use: token.UseSSH}
+	_, err := b.token.Generate(t.Context(), req)
+	wantTries(t, "management key not stored", err, token.ErrAuthNeeded, token.TriesUnknown)
+	given := b.open(t, Options{ManagementKey: []byte(pivtest.DefaultManagementKey)})
+	if _, err := given.Generate(t.Context(), req); err != nil {
+		t.Errorf("with the management key: %v", err)
+	}
+	wrong := b.open(t, Options{ManagementKey: make([]byte, 24)})
+	_, err = wrong.Generate(t.Context(), req)
+	wantAll(t, "wrong management key", err, token.ErrAuthWrong)
+}
+
+func TestDiagnose(t *testing.T) {
+	t.Parallel()
+	find := func(b *bench, s token.Severity, text string) {
+		t.Helper()
+		findings := b.token.Diagnose(t.Context())
+		for _, f := range findings {
+			if f.Severity == s && strings.Contains(f.Text, text) && (f.Mend != "") == (s != token.SeverityInfo) {
+				return
+			}
+		}
+		t.Errorf("no finding %q among %v", text, findings)
+	}
+	b := newCard(t, pivtest.Config{})
+	find(b, token.SeverityInfo, "firmware 5.7.1")
+	find(b, token.SeverityError, "the PIN is the factory's")
+	find(b, token.SeverityError, "the PUK is the factory's")
+	find(b, token.SeverityError, "the management key is the factory's")
+	find(b, token.SeverityWarning, "not stored")
+	b.card.BlockPIN()
+	find(b, token.SeverityError, "the PIN is blocked")
+	b.card.BlockPUK()
+	find(b, token.SeverityError, "the PUK is blocked")
+	b.reader.Unplug()
+	find(b, token.SeverityError, ErrNoReader.Error())
+	b.daemon.Stop()
+	find(b, token.SeverityError, ErrNoService.Error())
+	b.daemon.Start()
+	b.reader.Plug()
+	b.daemon.Inject(func(c pivtest.Call) pivtest.Code {
+		if c.Command == pivtest.CommandConnect {
+			return pivtest.SharingViolation
+		}
+		return pivtest.Success
+	})
+	find(b, token.SeverityError, ErrBusy.Error())
+	old := newCard(t, pivtest.Config{Version: [3]byte{4, 3, 5}})
+	find(old, token.SeverityWarning, "firmware does not tell")
+}

@@ -1,0 +1,222 @@
+package piv
+
+import (
+	"bytes"
+	"context"
+	"math/rand/v2"
+	"testing"
+	"time"
+
+	"github.com/mesh-agent/mesh-agent/piv/internal/pcsc"
+	"github.com/mesh-agent/mesh-agent/piv/pivtest"
+	"github.com/mesh-agent/mesh-agent/token"
+)
+
+// TestFailingCard opens the token a thousand times against a card that fails, while another
+// client uses a good one. No connection and no card handle is left behind.
+func TestFailingCard(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, pivtest.Config{}, Options{})
+	k, _ := b.signer(t, token.Policy{PIN: token.PINNever})
+	bad := pivtest.NewCard(pivtest.Config{Serial: 99})
+	bad.OnAPDU(func(apdu []byte, card func([]byte) []byte) []byte {
+		switch rand.N(3) {
+		case 0:
+			return nil // mute
+		case 1:
+			return []byte{0x6A, 0x82} // no PIV
+		}
+		return card(apdu)
+	})
+	reader := b.daemon.AddReader("Failing Yubikey 01 00", bad)
+	stop, done := make(chan struct{}), make(chan error)
+	go func() {
+		for {
+			select {
+			case <-stop:
+				done <- nil
+				return
+			default:
+			}
+			if err := sign(t.Context(), k, token.Auth{}); err != nil {
+				done <- err
+				return
+			}
+		}
+	}()
+	for range 1000 {
+		o := Options{Serial: 77, Socket: b.daemon.Socket}
+		x, err := Open(t.Context(), o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if s := x.Info().State; s == token.StateReady || s == token.StateLocked {
+			t.Fatalf("state %q of a card that is not there", s)
+		}
+		if err := x.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	close(stop)
+	if err := <-done; err != nil {
+		t.Errorf("the other user: %v", err)
+	}
+	b.idle(t)
+	for end := time.Now().Add(10 * time.Second); reader.Handles() > 0 || b.daemon.Clients() > 2; {
+		if time.Now().After(end) {
+			t.Fatalf("%d handles and %d connections are left", reader.Handles(), b.daemon.Clients())
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// otherApplet is what a program that uses the card for something else does: it selects another
+// application in a transaction.
+func otherApplet(ctx context.Context, c *pcsc.Client, reader string) error {
+	card, err := c.Connect(ctx, reader)
+	if err != nil {
+		return err
+	}
+	if err := card.Begin(ctx); err != nil {
+		return err
+	}
+	selectOTP := append([]byte{0, 0xA4, 4, 0, 8}, 0xA0, 0, 0, 5, 0x27, 0x20, 1, 1)
+	if _, err := card.Transmit(ctx, selectOTP); err != nil {
+		return err
+	}
+	if err := card.End(ctx, pcsc.LeaveCard); err != nil {
+		return err
+	}
+	return card.Disconnect(ctx, pcsc.LeaveCard)
+}
+
+// TestSoak signs while another program selects its own application on the same card,
+// which loses the PIN each time.
+func TestSoak(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, pivtest.Config{}, Options{})
+	k, _ := b.signer(t, token.Policy{})
+	client, err := pcsc.Dial(t.Context(), b.daemon.Socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	stop, done := make(chan struct{}), make(chan error)
+	rounds := 0
+	go func() {
+		for {
+			select {
+			case <-stop:
+				done <- nil
+				return
+			default:
+			}
+			if err := otherApplet(t.Context(), client, b.reader.Name()); err != nil {
+				done <- err
+				return
+			}
+			rounds++
+		}
+	}()
+	for range 300 {
+		if err := sign(t.Context(), k, token.Auth{}); err != nil {
+			t.Error(err)
+			break
+		}
+	}
+	close(stop)
+	if err := <-done; err != nil {
+		t.Errorf("the other program: %v", err)
+	}
+	if rounds < 30 {
+		t.Errorf("the other program had the card %d times only", rounds)
+	}
+	b.idle(t)
+}
+
+// TestMutatedResponses uses the card while a part of its answers is random or changed: ten thousand of
+// them end in an error or a right result, never in a crash, and never in silence.
+func TestMutatedResponses(t *testing.T) {
+	t.Parallel()
+	const mutations = 10_000
+	b := newBench(t, pivtest.Config{}, Options{Timeout: 5 * time.Second})
+	k, created := b.signer(t, token.Policy{})
+	agree, err := b.token.Generate(t.Context(), token.GenerateRequest{Algorithm: token.P256, Use: token.UseAgree})
+	if err != nil {
+		t.Fatal(err)
+	}
+	rnd := rand.New(rand.NewPCG(1, 2))
+	count := 0
+	b.card.OnAPDU(func(apdu []byte, card func([]byte) []byte) []byte {
+		if apdu[1] == insVerify && len(apdu) > 5 {
+			return card(apdu) // spare the tries
+		}
+		answer := card(apdu)
+		if rnd.IntN(3) > 0 {
+			return answer
+		}
+		count++
+		return mutate(rnd, answer)
+	})
+	ctx := t.Context()
+	open := token.OpenRequest{Handle: created.Handle, Public: created.Public, Use: token.UseSign}
+	for i := 0; count < mutations; i++ {
+		switch i % 6 {
+		case 0:
+			_ = sign(ctx, k, token.Auth{PIN: []byte(testPIN)})
+		case 1:
+			if got, err := b.token.Open(ctx, open); err == nil && !got.Public().Equal(created.Public) {
+				t.Fatal("another key was opened")
+			}
+		case 2:
+			if key, err := b.token.Open(ctx, token.OpenRequest{Handle: agree.Handle, Public: agree.Public, Use: token.UseAgree}); err == nil {
+				_, _ = key.(token.PointAgreer).AgreePoint(ctx, token.AgreeRequest{Peer: created.Public.Octets, Auth: token.Auth{PIN: []byte(testPIN)}})
+			}
+		case 3:
+			_, _ = b.token.Attest(ctx, token.AttestRequest{Key: open, Qualifying: make([]byte, 32)})
+		case 4:
+			_ = b.token.Diagnose(ctx)
+		case 5:
+			if c, err := b.token.Adopt(ctx, token.AdoptRequest{Slot: "9c", Use: token.UseSign}); err == nil && !c.Public.Equal(created.Public) {
+				_, err := b.token.Open(ctx, token.OpenRequest{Handle: c.Handle, Public: c.Public, Use: token.UseSign})
+				if err == nil {
+					t.Fatal("a key that is not there was opened")
+				}
+			}
+		}
+	}
+	b.card.OnAPDU(nil)
+	if err := sign(ctx, k, token.Auth{PIN: []byte(testPIN)}); err != nil {
+		t.Errorf("sign afterwards: %v", err)
+	}
+}
+
+// mutate changes an answer: other bits, shorter, longer, noise, another status.
+func mutate(rnd *rand.Rand, b []byte) []byte {
+	b = bytes.Clone(b)
+	noise := func(n int) []byte {
+		out := make([]byte, n)
+		for i := range out {
+			out[i] = byte(rnd.Uint32())
+		}
+		return out
+	}
+	if len(b) == 0 {
+		return noise(rnd.IntN(258))
+	}
+	switch rnd.IntN(6) {
+	case 0:
+		b[rnd.IntN(len(b))] ^= 1 << rnd.IntN(8)
+	case 1:
+		b = b[:rnd.IntN(len(b))]
+	case 2:
+		b = append(b[:len(b)-min(2, len(b))], append(noise(rnd.IntN(20)), 0x90, 0)...)
+	case 3:
+		b = append(noise(rnd.IntN(256)), 0x90, 0)
+	case 4:
+		b = append(b[:len(b)-min(2, len(b))], 0x61, byte(rnd.Uint32()))
+	case 5:
+		b = append(b[:len(b)-min(2, len(b))], noise(2)...)
+	}
+	return b[:min(len(b), 258)]
+}
