@@ -91,6 +91,8 @@ func (c *Card) piv(cmd command, fresh bool) ([]byte, sw) {
 // yubico runs the commands that came with a firmware.
 func (c *Card) yubico(cmd command) ([]byte, sw) {
 	switch {
+	case c.config.Plain:
+		return nil, swUnknownINS
 	case cmd.ins == insVersion:
 		return c.config.Version[:], swOK
 	case cmd.ins == insImport:
@@ -123,9 +125,9 @@ func (c *Card) selectApplet(cmd command) ([]byte, sw) {
 	switch {
 	case len(cmd.data) >= 5 && bytes.HasPrefix([]byte(aidPIV), cmd.data):
 		next = appletPIV
-	case string(cmd.data) == aidOTP:
+	case string(cmd.data) == aidOTP && !c.config.Plain:
 		next = appletOTP
-	case string(cmd.data) == aidManagement:
+	case string(cmd.data) == aidManagement && !c.config.Plain:
 		next = appletManagement
 	default:
 		return nil, swNotFound
@@ -155,7 +157,7 @@ func (c *Card) resetApplet() sw {
 	if c.state.pin.left > 0 || c.state.puk.left > 0 {
 		return swConditions
 	}
-	c.state.reset(c.atLeast(5, 7))
+	c.state.reset(c.config)
 	c.power = volatile{applet: appletPIV}
 	return swOK
 }

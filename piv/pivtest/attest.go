@@ -89,7 +89,8 @@ func certificateObject(der []byte) []byte {
 	return append(append(encode(0x70, der), encode(0x71, []byte{0})...), encode(0xFE)...)
 }
 
-// AttestationRoot returns the certificate authority above the key that the card came with in slot F9.
+// AttestationRoot returns the certificate authority above the key that the card came with in
+// slot F9. Every card has its own.
 func (c *Card) AttestationRoot() *x509.Certificate { return c.state.attestation.root }
 
 // attest makes the statement about a key generated in a slot, signed with the key that is in F9 now.
@@ -158,8 +159,8 @@ func certify(template, parent *x509.Certificate, public crypto.PublicKey, signer
 	return asn1.Marshal(cert)
 }
 
-// issuer returns what stands as issuer in statements: the certificate stored for F9 if it
-// fits the key there, else the name alone.
+// issuer returns what stands as issuer in statements: the certificate stored for F9, or the
+// one the card came with if there is none to be read. A statement fails if another key is in F9.
 func (c *Card) issuer() *x509.Certificate {
 	parts, ok := decodeAll(c.state.objects[objectAttestation])
 	if ok {

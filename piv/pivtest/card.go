@@ -28,6 +28,9 @@ const (
 // yubikeyATR is the answer to reset of a YubiKey 5. OpenSC knows a card's abilities by it.
 const yubikeyATR = "\x3B\xFD\x13\x00\x00\x81\x31\xFE\x15\x80\x73\xC0\x21\xC0\x57\x59\x75\x62\x69\x4B\x65\x79\x40"
 
+// plainATR says T=1 and nothing more.
+const plainATR = "\x3B\x80\x81\x01\x00"
+
 // maxMessage bounds one command after chaining, in bytes.
 const maxMessage = 3072
 
@@ -35,6 +38,9 @@ const maxMessage = 3072
 type Config struct {
 	Version [3]byte // firmware: the card's abilities and the tools' behaviour differ by it. Zero means 5.7.1.
 	Serial  uint32  // zero means 5700001
+	// Plain makes it a card of SP 800-73-4 alone, with none of Yubico's commands, algorithms and
+	// policies, not even a serial number. Keys come into it by Generate, Put and its own command.
+	Plain bool
 
 	Now func() time.Time // clock of the touch cache; nil means time.Now
 	// TouchTimeout is how long the card waits for a touch before it refuses.
@@ -93,12 +99,17 @@ func newCard(config Config, attestation *attestation) *Card {
 	c := &Card{config: config}
 	c.touch.init(config.Now, config.TouchTimeout)
 	c.state.attestation = attestation
-	c.state.reset(c.atLeast(5, 7))
+	c.state.reset(c.config)
 	return c
 }
 
 // ATR returns the answer to reset.
-func (c *Card) ATR() []byte { return []byte(yubikeyATR) }
+func (c *Card) ATR() []byte {
+	if c.config.Plain {
+		return []byte(plainATR)
+	}
+	return []byte(yubikeyATR)
+}
 
 // Serial returns the card's serial number.
 func (c *Card) Serial() uint32 { return c.config.Serial }
@@ -211,8 +222,12 @@ func (c *Card) nextPart(le int) []byte {
 
 // atLeast reports whether the firmware is this version or later.
 func (c *Card) atLeast(major, minor byte) bool {
-	v := c.config.Version
-	return v[0] > major || v[0] == major && v[1] >= minor
+	return c.config.atLeast(major, minor)
+}
+
+func (c *Config) atLeast(major, minor byte) bool {
+	v := c.Version
+	return !c.Plain && (v[0] > major || v[0] == major && v[1] >= minor)
 }
 
 // trace counts the commands that reached the card.

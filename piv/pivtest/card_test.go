@@ -6,13 +6,16 @@ import (
 	"crypto/ecdh"
 	"crypto/ecdsa"
 	"crypto/ed25519"
+	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/asn1"
+	"encoding/pem"
 	"fmt"
 	"math/big"
+	"os"
 	"testing"
 	"time"
 )
@@ -168,6 +171,72 @@ func TestImport(t *testing.T) {
 			h.want(swWrongData, insAttest, SlotRetired1, 0, nil)
 		})
 	}
+}
+
+func TestPut(t *testing.T) {
+	t.Parallel()
+	data, err := os.ReadFile("testdata/rsa4096.pem")
+	if err != nil {
+		t.Fatal(err)
+	}
+	block, _ := pem.Decode(data)
+	long, err := x509.ParsePKCS8PrivateKey(block.Bytes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, ed, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	x, err := ecdh.X25519().GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := newHost(t, Config{})
+	for alg, key := range map[byte]crypto.PrivateKey{AlgRSA4096: long, AlgP256: mustP256(), AlgEd25519: ed, AlgX25519: x} {
+		if err := h.card.Put(SlotCardAuth, key, PINPolicyDefault, TouchPolicyDefault); err != nil {
+			t.Fatal(err)
+		}
+		template, ok := decodeAll(h.card.state.keys[SlotCardAuth].encodePublic())
+		if !ok {
+			t.Fatal("the public key is not encoded")
+		}
+		h.checkKey(SlotCardAuth, alg, template)
+	}
+	p521, err := ecdsa.GenerateKey(elliptic.P521(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, key := range []crypto.PrivateKey{p521, "no key", nil} {
+		if err := h.card.Put(SlotCardAuth, key, PINPolicyDefault, TouchPolicyDefault); err == nil {
+			t.Errorf("the card takes a %T", key)
+		}
+	}
+	if err := newCard(Config{Plain: true}, nil).Put(SlotCardAuth, ed, PINPolicyDefault, TouchPolicyDefault); err == nil {
+		t.Error("a plain card takes an Ed25519 key")
+	}
+}
+
+// A card that is no YubiKey has the standard's commands and no others.
+func TestPlain(t *testing.T) {
+	t.Parallel()
+	h := newHost(t, Config{Plain: true})
+	for _, ins := range []byte{insVersion, insSerial, insMetadata, insAttest, insImport, insSetTries, insReset, insMoveKey} {
+		h.want(swUnknownINS, ins, 0, SlotAuthentication, nil)
+	}
+	h.admin()
+	h.want(swWrongData, insGenerate, 0, SlotAuthentication, encode(0xAC, encode(0x80, []byte{AlgEd25519})))
+	h.want(swWrongData, insGenerate, 0, SlotAuthentication,
+		encode(0xAC, encode(0x80, []byte{AlgP256}), encode(0xAA, []byte{PINPolicyNever})))
+	answer := h.want(swOK, insGenerate, 0, SlotAuthentication, encode(0xAC, encode(0x80, []byte{AlgP256})))
+	template, ok := decodeOnly(0x7F49, answer)
+	if !ok {
+		t.Fatalf("answer % X is no template 7F49", answer)
+	}
+	h.pin(swOK, DefaultPIN)
+	h.checkKey(SlotAuthentication, AlgP256, template)
+	h.object(swNotFound, []byte{0x5F, 0xFF, 1})
+	h.want(swNotFound, insSelect, 4, 0, []byte(aidManagement))
 }
 
 // What the card refuses, each from the same state: nothing verified, a P-256 key in 9A and 9C.

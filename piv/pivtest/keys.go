@@ -66,6 +66,28 @@ func importKey(alg byte, parts map[uint32][]byte) (privateKey, bool) {
 	return nil, false
 }
 
+// adopt makes a key of one of the standard library.
+func adopt(key crypto.PrivateKey) (alg byte, private privateKey, ok bool) {
+	switch key := key.(type) {
+	case *rsa.PrivateKey:
+		bits := key.N.BitLen()
+		alg, ok := map[int]byte{1024: AlgRSA1024, 2048: AlgRSA2048, 3072: AlgRSA3072, 4096: AlgRSA4096}[bits]
+		if !ok || len(key.Primes) != 2 || key.E != 65537 {
+			return 0, nil, false
+		}
+		k, ok := newRSA(bits, key.Primes[0], key.Primes[1], key.E)
+		return alg, k, ok
+	case *ecdsa.PrivateKey:
+		alg, ok := map[elliptic.Curve]byte{elliptic.P256(): AlgP256, elliptic.P384(): AlgP384}[key.Curve]
+		return alg, (*ecKey)(key), ok
+	case ed25519.PrivateKey:
+		return AlgEd25519, edKey(key), len(key) == ed25519.PrivateKeySize
+	case *ecdh.PrivateKey:
+		return AlgX25519, (*montgomeryKey)(key), key.Curve() == ecdh.X25519()
+	}
+	return 0, nil, false
+}
+
 func rsaBits(alg byte) int {
 	return map[byte]int{AlgRSA1024: 1024, AlgRSA2048: 2048, AlgRSA3072: 3072, AlgRSA4096: 4096}[alg]
 }

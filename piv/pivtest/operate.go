@@ -9,7 +9,7 @@ func (c *Card) generate(cmd command) ([]byte, sw) {
 		return nil, swWrongP1P2
 	}
 	t, ok := decodeOnly(0xAC, cmd.data)
-	if !ok || len(t[0x80]) != 1 {
+	if !ok || len(t[0x80]) != 1 || c.config.Plain && len(t) > 1 {
 		return nil, swWrongData
 	}
 	pin, touch, ok := policyTags(t)

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -173,23 +174,25 @@ func (p *Pcscd) configure() {
 	}
 }
 
-// freePorts returns the first of two ports in a row that nobody listens on.
+// freePorts returns the first of two ports in a row that nobody listens on. They are below
+// the range from which outgoing connections get theirs.
 func freePorts() (int, error) {
 	var err error
 	for range 100 {
-		var first, second net.Listener
-		if first, err = net.Listen("tcp4", ":0"); err != nil {
-			return 0, err
-		}
-		port := first.Addr().(*net.TCPAddr).Port
-		second, err = net.Listen("tcp4", fmt.Sprintf(":%d", port+1))
-		first.Close()
-		if err == nil {
-			second.Close()
+		port := 12000 + 2*rand.IntN(10000)
+		if err = errors.Join(tryPort(port), tryPort(port+1)); err == nil {
 			return port, nil
 		}
 	}
 	return 0, err
+}
+
+func tryPort(port int) error {
+	listener, err := net.Listen("tcp4", fmt.Sprintf(":%d", port)) // vpcd listens on all addresses
+	if err != nil {
+		return err
+	}
+	return listener.Close()
 }
 
 // run starts the process with the listening socket as systemd would pass it: pcscd's own
@@ -241,7 +244,14 @@ func (p *Pcscd) awaitCard(slot int, present bool) {
 // await watches the readers' states until ok, or fails the test with what pcscd wrote.
 func (p *Pcscd) await(what string, ok func(states []byte) bool) {
 	p.tb.Helper()
-	err := watch(p.Socket, ok)
+	watched := make(chan error, 1)
+	go func() { watched <- watch(p.Socket, ok) }() // ends with pcscd's socket
+	var err error
+	select {
+	case err = <-watched:
+	case <-p.exited:
+		err = errors.New("it ended")
+	}
 	if err == nil {
 		return
 	}

@@ -87,12 +87,16 @@ type slotKey struct {
 	alg, pin, touch, origin byte
 }
 
-// reset makes the applet factory-new; modern means a firmware whose management key is AES.
-func (s *store) reset(modern bool) {
+// reset makes the applet factory-new.
+func (s *store) reset(config Config) {
 	s.pin, s.puk = newSecret(DefaultPIN, 3), newSecret(DefaultPUK, 3)
 	s.management = managementKey{alg: AlgTDES, value: []byte(DefaultManagementKey), touch: TouchPolicyNever}
-	if modern {
+	if config.atLeast(5, 7) {
 		s.management.alg = AlgAES192
+	}
+	if config.Plain {
+		s.keys, s.objects = map[byte]*slotKey{}, map[uint32][]byte{}
+		return
 	}
 	s.keys = map[byte]*slotKey{SlotAttestation: s.attestation.key}
 	s.objects = map[uint32][]byte{objectAttestation: s.attestation.object}
@@ -172,6 +176,22 @@ func (c *Card) Generate(slot, alg, pinPolicy, touchPolicy byte) (crypto.PublicKe
 	}
 	c.state.keys[slot] = key
 	return key.public(), nil
+}
+
+// Put puts a key in a slot as the card's owner would, without PIN or management key: a
+// *rsa.PrivateKey with two primes and the exponent 65537, an *ecdsa.PrivateKey on P-256 or P-384,
+// an ed25519.PrivateKey or an X25519 *ecdh.PrivateKey. The card calls it imported. It saves
+// the time that the card needs to generate long RSA keys.
+func (c *Card) Put(slot byte, key crypto.PrivateKey, pinPolicy, touchPolicy byte) error {
+	alg, private, ok := adopt(key)
+	pin, touch, known := policies(slot, pinPolicy, touchPolicy)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !ok || !known || !isKeySlot(slot) || !c.knows(alg) {
+		return fmt.Errorf("put key in slot %02x: the card does not take it", slot)
+	}
+	c.state.keys[slot] = &slotKey{private, alg, pin, touch, originImported}
+	return nil
 }
 
 // PublicKey returns the public key in a slot: *rsa.PublicKey, *ecdsa.PublicKey,
