@@ -60,21 +60,6 @@ func (k *key) offer(auth token.Auth) (*offer, error) {
 	return k.token.pin.offer(auth)
 }
 
-// authorize returns the loaded key, authorized, for a command of go-tpm.
-func (k *key) authorize(d *device) (tpm2.AuthHandle, error) {
-	o, err := k.offer(token.Auth{})
-	if err != nil {
-		return tpm2.AuthHandle{}, err
-	}
-	defer o.wipe()
-	value, err := o.keyValue(d, "key")
-	if err != nil {
-		return tpm2.AuthHandle{}, err
-	}
-	h, err := d.use(&k.blob.object)
-	return d.auth(h, value, clearly), err
-}
-
 // operate gives one command on the key, which is all that is given if the key is loaded
 // and the token unlocked.
 func (k *key) operate(ctx context.Context, what string, auth token.Auth, cc tpm2.TPMCC, a tpm2Attributes, parameters []byte) ([]byte, error) {

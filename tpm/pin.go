@@ -35,8 +35,9 @@ const (
 // pinState is what is known of the PIN.
 type pinState struct {
 	mu      sync.Mutex
-	object  *object             // the PIN object; nil if no PIN was set. Guarded by mu, as all below
-	secret  secret.Bytes        // what it holds; nil while locked
+	object  *object      // the PIN object; nil if no PIN was set. Guarded by mu, as all below
+	secret  secret.Bytes // what it holds; nil while locked
+	closed  bool
 	refused [][sha256.Size]byte // PINs that the TPM refused, under nonce
 	nonce   [sha256.Size]byte   // of this process
 }
@@ -100,6 +101,8 @@ func (p *pinState) offer(auth token.Auth) (*offer, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	switch {
+	case p.closed:
+		return nil, token.ErrClosed
 	case p.object == nil:
 		return nil, fmt.Errorf("%w: %w", pinError(token.ErrAuthNeeded, token.TriesUnknown), ErrNoPIN)
 	case p.secret != nil:
@@ -148,6 +151,14 @@ func (p *pinState) lock() {
 	defer p.mu.Unlock()
 	p.secret.Wipe()
 	p.secret = nil
+}
+
+// close locks for good.
+func (p *pinState) close() {
+	p.lock()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.closed = true
 }
 
 func pinError(reason error, tries int) error {
@@ -277,6 +288,8 @@ func (p *pinState) present(pin []byte) (*offer, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	switch {
+	case p.closed:
+		return nil, token.ErrClosed
 	case p.object == nil:
 		return nil, fmt.Errorf("%w: %w", pinError(token.ErrAuthNeeded, token.TriesUnknown), ErrNoPIN)
 	case len(pin) == 0:

@@ -168,7 +168,7 @@ func (t *Token) Close() error {
 	defer timer.Stop()
 	<-t.done
 	t.interrupt()
-	t.pin.lock()
+	t.pin.close()
 	return nil
 }
 

@@ -731,6 +731,67 @@ func (s *tamperer) Read(b []byte) (int, error) {
 	return n, err
 }
 
+// tampered dials a device whose responses to one command are changed on their way.
+func tampered(t testing.TB, device string, cc tpm2.TPMCC, tamper func([]byte)) dialer {
+	t.Helper()
+	dial, err := parseDevice(device)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return func(ctx context.Context) (stream, error) {
+		st, err := dial(ctx)
+		return &tamperer{stream: st, command: cc, tamper: tamper}, err
+	}
+}
+
+// cutter breaks a connection when the response to one command comes.
+type cutter struct {
+	mu      sync.Mutex
+	command tpm2.TPMCC // guarded by mu; zero for none
+}
+
+func (c *cutter) after(cc tpm2.TPMCC) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.command = cc
+}
+
+func (c *cutter) take(cc tpm2.TPMCC) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	hit := c.command == cc
+	if hit {
+		c.command = 0
+	}
+	return hit
+}
+
+func (c *cutter) wrap(dial dialer) dialer {
+	return func(ctx context.Context) (stream, error) {
+		st, err := dial(ctx)
+		return &cutStream{stream: st, cutter: c}, err
+	}
+}
+
+type cutStream struct {
+	stream
+	cutter *cutter
+	last   tpm2.TPMCC
+}
+
+func (s *cutStream) Write(b []byte) (int, error) {
+	s.last = tpm2.TPMCC(binary.BigEndian.Uint32(b[6:]))
+	return s.stream.Write(b)
+}
+
+func (s *cutStream) Read(b []byte) (int, error) {
+	n, err := s.stream.Read(b)
+	if s.cutter.take(s.last) {
+		return 0, io.ErrUnexpectedEOF
+	}
+	return n, err
+}
+
 // TestFault has a TPM, or something between, return wrong results.
 func TestFault(t *testing.T) {
 	t.Parallel()
@@ -766,14 +827,7 @@ func TestFault(t *testing.T) {
 			return err
 		}},
 	} {
-		dial, err := parseDevice(s.Device())
-		if err != nil {
-			t.Fatal(err)
-		}
-		tok := open(t, Options{dial: func(ctx context.Context) (stream, error) {
-			st, err := dial(ctx)
-			return &tamperer{stream: st, command: c.command, tamper: c.tamper}, err
-		}})
+		tok := open(t, Options{dial: tampered(t, s.Device(), c.command, c.tamper)})
 		if err := c.operate(tok); !errors.Is(err, token.ErrFault) {
 			t.Errorf("wrong %s: %v, want ErrFault", c.name, err)
 		}
@@ -792,20 +846,13 @@ func TestSignRefusals(t *testing.T) {
 		tpm2.TPMRCAuthFail: token.ErrAuthNeeded,
 		tpm2.TPMRCFailure:  token.ErrAbsent,
 	} {
-		dial, err := parseDevice(tpmtest.Start(t).Device())
-		if err != nil {
-			t.Fatal(err)
-		}
-		tok := open(t, Options{dial: func(ctx context.Context) (stream, error) {
-			st, err := dial(ctx)
-			return &tamperer{stream: st, command: tpm2.TPMCCSign, tamper: func(b []byte) {
-				copy(b, response(rc))
-				clear(b[headerLen:])
-				binary.BigEndian.PutUint32(b[2:], uint32(len(b)))
-			}}, err
-		}})
+		tok := open(t, Options{dial: tampered(t, tpmtest.Start(t).Device(), tpm2.TPMCCSign, func(b []byte) {
+			copy(b, response(rc))
+			clear(b[headerLen:])
+			binary.BigEndian.PutUint32(b[2:], uint32(len(b)))
+		})})
 		k := openKey(t, tok, generate(t, tok, token.P256, token.UseSign))
-		_, err = k.(token.Signer).Sign(t.Context(), tokentest.DefaultSignRequest(token.P256, nil))
+		_, err := k.(token.Signer).Sign(t.Context(), tokentest.DefaultSignRequest(token.P256, nil))
 		if !errors.Is(err, want) || !errors.Is(err, rc) {
 			t.Errorf("Sign answered with 0x%x: %v, want %v", uint32(rc), err, want)
 		}
