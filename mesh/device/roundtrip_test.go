@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"crypto/rsa"
 	"errors"
+	"sync"
 	"testing"
 	"time"
 
@@ -73,10 +74,12 @@ func TestRoundTrip(t *testing.T) {
 	})
 }
 
+var rsaKey = sync.OnceValue(func() *rsa.PrivateKey { return must(rsa.GenerateKey(rand.Reader, 2048)) })
+
 // sshKey is an RSA key as the Mesh hands it to devices.
 func sshKey(t testing.TB, g mesh.Generation) *mesh.KeyData {
 	t.Helper()
-	key := must(rsa.GenerateKey(rand.Reader, 2048))
+	key := rsaKey()
 	pub := must(mesh.PublicOf(must(mesh.RSAKey(key))))
 	k := must(mesh.NewKeyData(pub, g))
 	k.PrivateParameters = &mesh.PrivateParameters{PrivateKeyRSA: &mesh.PrivateKeyRSA{
