@@ -10,6 +10,7 @@ package agent
 import (
 	"log/slog"
 	"os"
+	"runtime"
 	"sync/atomic"
 	"time"
 
@@ -78,6 +79,7 @@ type Agent struct {
 	sshKeys atomic.Pointer[identities]
 
 	gates    map[string]*gate // by token name; the set is fixed
+	memory   *gate            // of keys that a token sealed, which are used in memory
 	parallel int              // operations that the widest token runs at once
 }
 
@@ -97,6 +99,7 @@ func New(config Config) *Agent {
 		a.log = slog.New(slog.DiscardHandler)
 	}
 	a.policy = policy.Owner(a.uid)
+	a.memory = newGate(runtime.GOMAXPROCS(0), a.limits.Queue)
 	for _, t := range a.ring.Tokens() {
 		info := t.Info()
 		a.gates[info.Name] = newGate(info.Parallel, a.limits.Queue)

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/binary"
 	"io"
 	"net"
@@ -13,6 +14,7 @@ import (
 	"github.com/mesh-agent/mesh-agent/internal/policy"
 	"github.com/mesh-agent/mesh-agent/internal/store"
 	"github.com/mesh-agent/mesh-agent/internal/strictjson"
+	"github.com/mesh-agent/mesh-agent/keyshare"
 	"github.com/mesh-agent/mesh-agent/token"
 	"github.com/mesh-agent/mesh-agent/token/tokentest"
 )
@@ -29,7 +31,7 @@ func newAgent(t testing.TB, limits Limits, tokens ...token.Token) *Agent {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ring, err := keyring.Open(st, tokens...)
+	ring, err := keyring.OpenConfig(keyring.Config{Store: st, Tokens: tokens, Software: software()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -39,6 +41,31 @@ func newAgent(t testing.TB, limits Limits, tokens ...token.Token) *Agent {
 		}
 	})
 	return New(Config{Keyring: ring, Build: "test", Limits: limits})
+}
+
+// software makes keys in memory by a fake, as this package knows no backend.
+func software() keyring.Software {
+	memory := newFake("memory")
+	return keyring.Software{
+		NewPrivate: func(a token.Algorithm, _ token.Use) (*token.PrivateKey, error) {
+			curve, err := keyshare.ParseCurve(string(a))
+			if err != nil {
+				return nil, err
+			}
+			s, err := keyshare.RandomScalar(curve, rand.Reader)
+			if err != nil {
+				return nil, err
+			}
+			return &token.PrivateKey{Algorithm: a, Scalar: s.Bytes()}, nil
+		},
+		NewKey: func(private *token.PrivateKey, use token.Use) (token.Key, error) {
+			created, err := memory.Import(context.Background(), token.ImportRequest{Private: private, Use: use})
+			if err != nil {
+				return nil, err
+			}
+			return memory.Open(context.Background(), token.OpenRequest{Handle: created.Handle, Public: created.Public, Use: use})
+		},
+	}
 }
 
 // generate makes a key and returns its entry.

@@ -57,59 +57,40 @@ func (r *request) keyGenerate(ctx context.Context, body strictjson.Value) ([]byt
 	if err := decode(mesh.TagKeyGenerateRequest, body, &req); err != nil {
 		return nil, err
 	}
-	entry, err := r.makeKey(ctx, req)
+	entry, recovery, err := r.makeKey(ctx, req)
 	if err != nil {
 		return nil, err
 	}
-	return strictjson.Marshal(mesh.KeyResponse{Reply: accepted, Key: keyInfo(entry)})
+	defer clear(recovery)
+	return strictjson.Marshal(mesh.KeyResponse{Reply: accepted, Key: keyInfo(entry), Recovery: recovery})
 }
 
-// makeKey is what KeyGenerateRequest and CryptographicOperationGenerate have in common.
-func (r *request) makeKey(ctx context.Context, req mesh.KeyGenerateRequest) (*keyring.Entry, error) {
+// makeKey is what KeyGenerateRequest and CryptographicOperationGenerate have in common. The
+// caller wipes the recovery secret.
+func (r *request) makeKey(ctx context.Context, req mesh.KeyGenerateRequest) (entry *keyring.Entry, recovery []byte, err error) {
 	if err := r.decide("", policy.Manage); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	algorithm, err := token.ParseAlgorithm(req.Algorithm)
 	if err != nil {
-		return nil, malformed("Algorithm", "%v", err)
+		return nil, nil, malformed("Algorithm", "%v", err)
 	}
-	home, err := r.parseHome(req.Token, req.Use, req.Label, req.ShareTo)
+	home, err := r.parseHome(req.Home, req.Use, req.Label, req.ShareTo)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if err := home.use.Allows(algorithm); err != nil {
-		return nil, malformed("Use", "%v", err)
+		return nil, nil, malformed("Use", "%v", err)
 	}
-	return r.ring.Generate(ctx, r.manageGate, keyring.GenerateSpec{
-		Token: req.Token, Algorithm: algorithm, Use: home.use, Label: req.Label, ShareTo: home.shareTo,
-	})
-}
-
-// home is what is checked alike for keys that are made and keys that are imported.
-type home struct {
-	use     token.Use
-	shareTo []token.PublicKey
-}
-
-func (r *request) parseHome(tokenName, use, label string, shareTo []strictjson.Value) (home, error) {
-	if tokenName == "" {
-		return home{}, malformed("Token", "missing")
+	spec := keyring.GenerateSpec{
+		Token: home.token, Algorithm: algorithm, Use: home.use, Label: req.Label, ShareTo: home.shareTo,
+		Policy: home.policy, PCRs: req.PCRs,
 	}
-	if _, err := r.ring.Token(tokenName); err != nil {
-		return home{}, noSuchToken(tokenName)
+	if home.seal {
+		return r.ring.GenerateSealed(ctx, r.manageGate, spec)
 	}
-	if err := checkLabel(label); err != nil {
-		return home{}, err
-	}
-	parsed, err := token.ParseUse(use)
-	if err != nil {
-		return home{}, malformed("Use", "%v", err)
-	}
-	recipients, err := parseShareTo(parsed, shareTo)
-	if err != nil {
-		return home{}, err
-	}
-	return home{parsed, recipients}, nil
+	entry, err = r.ring.Generate(ctx, r.manageGate, spec)
+	return entry, nil, err
 }
 
 func checkLabel(label string) error {
@@ -157,9 +138,12 @@ func (r *request) keyImport(ctx context.Context, body strictjson.Value) ([]byte,
 	if err := r.decide("", policy.Manage); err != nil {
 		return nil, err
 	}
-	home, err := r.parseHome(req.Token, req.Use, req.Label, req.ShareTo)
+	home, err := r.parseHome(req.Home, req.Use, req.Label, req.ShareTo)
 	if err != nil {
 		return nil, err
+	}
+	if keyfile.IsTSS2(req.Key) && req.UnwrapWith == "" {
+		return r.adopt(ctx, req, home)
 	}
 	private, warnings, err := r.privateKey(ctx, req)
 	if err != nil {
@@ -169,13 +153,22 @@ func (r *request) keyImport(ctx context.Context, body strictjson.Value) ([]byte,
 	if err := home.use.Allows(private.Algorithm); err != nil {
 		return nil, malformed("Use", "%v", err)
 	}
-	entry, existed, err := r.ring.Import(ctx, r.manageGate, keyring.ImportSpec{
-		Token: req.Token, Use: home.use, Label: req.Label, Private: private, ShareTo: home.shareTo,
-	})
+	spec := keyring.ImportSpec{
+		Token: home.token, Use: home.use, Label: req.Label, Private: private, ShareTo: home.shareTo,
+		Policy: home.policy, PCRs: req.PCRs,
+	}
+	put := r.importInto
+	if home.seal {
+		put = r.ring.ImportSealed
+	}
+	entry, existed, recovery, err := put(ctx, r.manageGate, spec)
 	if err != nil {
 		return nil, err
 	}
-	return strictjson.Marshal(mesh.KeyResponse{Reply: accepted, Key: keyInfo(entry), Warnings: warnings, Existed: existed})
+	defer clear(recovery)
+	return strictjson.Marshal(mesh.KeyResponse{
+		Reply: accepted, Key: keyInfo(entry), Warnings: warnings, Existed: existed, Recovery: recovery,
+	})
 }
 
 // privateKey reads the key of an import, out of its envelope if it has one. The
@@ -339,7 +332,10 @@ func keyInfo(e *keyring.Entry) *mesh.KeyInfo {
 		Algorithm:  string(e.Algorithm),
 		Use:        string(e.Use),
 		Token:      e.Token,
-		Protection: string(e.Protection),
+		Protection: e.Protected(),
+		PIN:        pinWord(e.Policy.PIN),
+		Touch:      string(e.Policy.Touch),
+		PCRs:       e.PCRs,
 		Label:      e.Label,
 		PublicKey:  mesh.Parameters(e.Public),
 		Operations: e.Operations(),

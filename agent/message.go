@@ -32,6 +32,12 @@ var messages = [...]message{
 	{mesh.TagTokenListRequest, mesh.TagTokenListResponse, (*request).tokenList},
 	{mesh.TagTokenUnlockRequest, mesh.TagTokenUnlockResponse, (*request).tokenUnlock},
 	{mesh.TagStatusRequest, mesh.TagStatusResponse, (*request).status},
+	{mesh.TagAttestIdentifyRequest, mesh.TagAttestIdentifyResponse, (*request).attestIdentify},
+	{mesh.TagAttestAnswerRequest, mesh.TagAttestAnswerResponse, (*request).attestAnswer},
+	{mesh.TagKeyResealRequest, mesh.TagKeyResealResponse, (*request).keyReseal},
+	{mesh.TagKeyExportRequest, mesh.TagKeyExportResponse, (*request).keyExport},
+	{mesh.TagTokenSetPINRequest, mesh.TagTokenSetPINResponse, (*request).tokenSetPIN},
+	{mesh.TagTokenLockRequest, mesh.TagTokenLockResponse, (*request).tokenLock},
 }
 
 // meshMessage answers one Mesh message. It reports false for contents that are not

@@ -208,6 +208,9 @@ func (r *request) manageGate(ctx context.Context, name string) (func(), error) {
 
 func (r *request) enter(ctx context.Context, name string) (func(), error) {
 	g := r.gates[name]
+	if name == keyring.InMemory {
+		g = r.memory
+	}
 	if g == nil {
 		return nil, fmt.Errorf("token %q is not configured: %w", name, token.ErrAbsent)
 	}
@@ -437,7 +440,7 @@ func (r *request) generate(ctx context.Context, body strictjson.Value) (any, err
 	if err := decode(mesh.TagOperationGenerate, body, &op); err != nil {
 		return nil, err
 	}
-	entry, err := r.makeKey(ctx, mesh.KeyGenerateRequest{Token: op.Token, Algorithm: op.Algorithm, Use: op.Use})
+	entry, _, err := r.makeKey(ctx, mesh.KeyGenerateRequest{Home: mesh.Home{Token: op.Token}, Algorithm: op.Algorithm, Use: op.Use})
 	if err != nil {
 		return nil, err
 	}

@@ -75,6 +75,10 @@ var replyTypes = map[string]func() any{
 	mesh.TagKeyDeleteResponse:   func() any { return new(mesh.KeyResponse) },
 	mesh.TagTokenListResponse:   func() any { return new(mesh.TokenListResponse) },
 	mesh.TagTokenUnlockResponse: func() any { return new(mesh.Reply) },
+	mesh.TagTokenSetPINResponse: func() any { return new(mesh.Reply) },
+	mesh.TagTokenLockResponse:   func() any { return new(mesh.Reply) },
+	mesh.TagKeyResealResponse:   func() any { return new(mesh.KeyResponse) },
+	mesh.TagKeyExportResponse:   func() any { return new(mesh.KeyExportResponse) },
 	mesh.TagStatusResponse:      func() any { return new(mesh.StatusResponse) },
 	mesh.TagResultAgreement:     func() any { return new(mesh.ResultKeyAgreement) },
 	mesh.TagResultSign:          func() any { return new(mesh.ResultSign) },
@@ -88,7 +92,8 @@ var replyTypes = map[string]func() any{
 // shown as the reply must come back.
 func TestProtocolPage(t *testing.T) {
 	t.Parallel()
-	a := newAgent(t, Limits{}, tokentest.NewFake(tokentest.FakeOptions{Name: "soft", Protection: token.ProtectionSoftware}))
+	a := newAgent(t, Limits{}, tokentest.NewFake(tokentest.FakeOptions{Name: "soft", Protection: token.ProtectionSoftware}),
+		tokentest.NewSealingFake(tokentest.FakeOptions{Name: "tpm", Kind: "tpm", Algorithms: []token.Algorithm{token.P256}}))
 	a.config.Build = "v0.1.0"
 	examples := loadExamples(t)
 	counts := make(map[string]int)

@@ -91,7 +91,7 @@ func TestManagement(t *testing.T) {
 	if err != nil || hello.Build != "test" || !slices.Contains(hello.Operations, mesh.TagOperationSign) {
 		t.Errorf("hello: %+v, %v", hello, err)
 	}
-	generate := mesh.KeyGenerateRequest{Token: "t", Algorithm: "Ed25519", Use: "sign", Label: "l"}
+	generate := mesh.KeyGenerateRequest{Home: mesh.Home{Token: "t"}, Algorithm: "Ed25519", Use: "sign", Label: "l"}
 	wantStatus(t, "generate while locked", 401, second(c.KeyGenerate(ctx, generate)))
 	wantStatus(t, "wrong PIN", 401, c.TokenUnlock(ctx, "t", []byte("0000")))
 	wantStatus(t, "unknown token", 404, c.TokenUnlock(ctx, "u", []byte("0000")))
@@ -104,15 +104,15 @@ func TestManagement(t *testing.T) {
 	}
 	seed := bytes.Repeat([]byte{7}, 32)
 	file := []byte(`{"PrivateKeyECDH":{"crv":"Ed25519","Private":"BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc"}}`)
-	imported, err := c.KeyImport(ctx, mesh.KeyImportRequest{Token: "t", Use: "sign", Key: file})
+	imported, err := c.KeyImport(ctx, mesh.KeyImportRequest{Home: mesh.Home{Token: "t"}, Use: "sign", Key: file})
 	if err != nil || imported.Existed || !imported.Key.Imported {
 		t.Fatalf("import: %+v, %v", imported, err)
 	}
-	again, err := c.KeyImport(ctx, mesh.KeyImportRequest{Token: "t", Use: "sign", Key: file})
+	again, err := c.KeyImport(ctx, mesh.KeyImportRequest{Home: mesh.Home{Token: "t"}, Use: "sign", Key: file})
 	if err != nil || !again.Existed || again.Key.Udf != imported.Key.Udf {
 		t.Errorf("import again: %+v, %v", again, err)
 	}
-	wantStatus(t, "another use", 403, second(c.KeyImport(ctx, mesh.KeyImportRequest{Token: "t", Use: "ssh", Key: file})))
+	wantStatus(t, "another use", 403, second(c.KeyImport(ctx, mesh.KeyImportRequest{Home: mesh.Home{Token: "t"}, Use: "ssh", Key: file})))
 
 	signature, err := c.Sign(ctx, imported.Key.Udf, nil, "pure")
 	if err != nil || !ed25519.Verify(ed25519.NewKeyFromSeed(seed).Public().(ed25519.PublicKey), nil, signature) {
@@ -159,7 +159,7 @@ func TestKeyListPages(t *testing.T) {
 	c := dial(t, path)
 	const n = 450
 	for range n {
-		req := mesh.KeyGenerateRequest{Token: "t", Algorithm: "P521", Use: "sign", Label: strings.Repeat("é", 128)}
+		req := mesh.KeyGenerateRequest{Home: mesh.Home{Token: "t"}, Algorithm: "P521", Use: "sign", Label: strings.Repeat("é", 128)}
 		if _, err := c.KeyGenerate(t.Context(), req); err != nil {
 			t.Fatal(err)
 		}
