@@ -31,6 +31,9 @@ func (t *Token) Adopt(ctx context.Context, req token.AdoptRequest) (token.Create
 	if err != nil {
 		return token.Created{}, fmt.Errorf("tpm: adopt key: %w: %w", token.ErrUnsupported, err)
 	}
+	if err := t.find(ctx); err != nil {
+		return token.Created{}, err
+	}
 	if err := t.supports(b.key.Algorithm, req.Use); err != nil {
 		return token.Created{}, fmt.Errorf("tpm: adopt key: %w", err)
 	}

@@ -21,6 +21,9 @@ func (t *Token) Import(ctx context.Context, req token.ImportRequest) (token.Crea
 	if req.Private == nil {
 		return token.Created{}, fmt.Errorf("tpm: import key: no private key: %w", token.ErrBadKey)
 	}
+	if err := t.find(ctx); err != nil {
+		return token.Created{}, err
+	}
 	o, err := t.prepare(req.Private.Algorithm, req.Use, req.Policy, req.Auth)
 	if err != nil {
 		return token.Created{}, fmt.Errorf("tpm: import key: %w", err)

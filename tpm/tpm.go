@@ -59,6 +59,10 @@ type Options struct {
 	// means a minute: some TPMs need many seconds for CreatePrimary.
 	Timeout time.Duration
 
+	// MayBeAbsent makes Open succeed where the TPM is not there: the token is StateAbsent and
+	// looks for the TPM at each use.
+	MayBeAbsent bool
+
 	dial dialer // instead of Device, for tests
 }
 
@@ -95,8 +99,8 @@ var (
 // Open connects to the TPM, finds out what it can do and makes the storage root key
 // ready. A TPM that is not the one of Options.StateDir gives a Token all the same, which is
 // StateReplaced and does nothing until the right TPM is back.
-// Errors: token.ErrAbsent if the TPM is not there or does not answer; token.ErrCorrupt if a file
-// of StateDir is damaged.
+// Errors: token.ErrAbsent if the TPM is not there or does not answer, unless it may be;
+// token.ErrCorrupt if a file of StateDir is damaged.
 func Open(ctx context.Context, o Options) (*Token, error) {
 	if o.Device == "" {
 		o.Device = DefaultDevice
@@ -115,7 +119,7 @@ func Open(ctx context.Context, o Options) (*Token, error) {
 		return nil, fmt.Errorf("tpm: open %s: %w", o.Device, err)
 	}
 	_, err = do(ctx, t, "open "+o.Device, func(*device) (struct{}, error) { return struct{}{}, nil })
-	if err != nil && !errors.Is(err, token.ErrReplaced) {
+	if err != nil && !errors.Is(err, token.ErrReplaced) && !(o.MayBeAbsent && errors.Is(err, token.ErrAbsent)) {
 		t.interrupt()
 		return nil, errors.Join(err, t.Close())
 	}
@@ -176,6 +180,9 @@ func (t *Token) Close() error {
 // Errors: token.ErrUnsupported, token.ErrAuthNeeded (with ErrNoPIN if there is none), token.ErrAuthWrong,
 // token.ErrLockedOut, token.ErrAbsent, token.ErrReplaced.
 func (t *Token) Generate(ctx context.Context, req token.GenerateRequest) (token.Created, error) {
+	if err := t.find(ctx); err != nil {
+		return token.Created{}, err
+	}
 	o, err := t.prepare(req.Algorithm, req.Use, req.Policy, req.Auth)
 	if err != nil {
 		return token.Created{}, fmt.Errorf("tpm: generate key: %w", err)
@@ -245,6 +252,15 @@ func created(b *blob) (token.Created, error) {
 		return token.Created{}, fmt.Errorf("tpm: encode key: %w", err)
 	}
 	return token.Created{Handle: handle, Public: b.key, Protection: token.ProtectionToken}, nil
+}
+
+// find looks for a TPM that was never there, before it is said what it cannot do.
+func (t *Token) find(ctx context.Context) error {
+	if len(t.info.Load().Algorithms) != 0 {
+		return nil
+	}
+	_, err := do(ctx, t, "find TPM", func(*device) (struct{}, error) { return struct{}{}, nil })
+	return err
 }
 
 func (t *Token) supports(a token.Algorithm, u token.Use) error {
