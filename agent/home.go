@@ -102,7 +102,7 @@ func (r *request) adopt(ctx context.Context, req mesh.KeyImportRequest, h home) 
 		return nil, malformed("Use", "a key in a TPM cannot be split")
 	}
 	entry, existed, err := r.ring.Adopt(ctx, r.manageGate, keyring.AdoptSpec{
-		Token: h.token, Use: h.use, Label: req.Label, File: req.Key,
+		Token: h.token, Use: h.use, Label: req.Label, File: req.Key, Auth: token.Auth{PIN: req.Passphrase},
 	})
 	if err != nil {
 		return nil, err

@@ -13,7 +13,8 @@ type AdoptSpec struct {
 	Token string
 	Use   token.Use
 	Label string
-	File  []byte // as token.AdoptRequest.File
+	File  []byte     // as token.AdoptRequest.File
+	Auth  token.Auth // the key's own PIN, if it has one
 }
 
 // Adopt takes over a key that another program made in a token. It counts as imported, because
@@ -26,7 +27,7 @@ func (k *Keyring) Adopt(ctx context.Context, gate Gate, spec AdoptSpec) (e *Entr
 		return nil, false, err
 	}
 	s, err := k.create(ctx, gate, d, tok, func() (token.Created, error) {
-		created, err := tok.Adopt(ctx, token.AdoptRequest{File: spec.File, Use: d.use, Associated: d.associated(token.PublicKey{})})
+		created, err := tok.Adopt(ctx, token.AdoptRequest{File: spec.File, Use: d.use, Associated: d.associated(token.PublicKey{}), Auth: spec.Auth})
 		if err == nil {
 			err = d.use.Allows(created.Public.Algorithm)
 		}

@@ -264,6 +264,28 @@ func useAgreement(t *testing.T, e *Entry) {
 	wantErr(t, "AgreePoint with a point of another curve", err, token.ErrBadRequest)
 }
 
+// An RSA key has a name in G2 that is not its fingerprint: published KeyData bears it.
+func TestFindByEveryAlias(t *testing.T) {
+	t.Parallel()
+	f := newRing(t, fakeTPM())
+	for _, c := range []struct {
+		a     token.Algorithm
+		use   token.Use
+		names int
+	}{{token.RSA2048, token.UseSign, 2}, {token.X448, token.UseAgree, 2}, {token.P256, token.UseAgree, 1}} {
+		e := f.generate(t, "tpm", c.a, c.use)
+		aliases, err := mesh.Aliases(e.Public)
+		if err != nil || len(aliases) != c.names {
+			t.Fatalf("%s: aliases %v, %v", c.a, aliases, err)
+		}
+		for _, alias := range aliases {
+			if got, err := f.Snapshot().Find(alias[:28]); err != nil || got.Udf != e.Udf {
+				t.Errorf("%s: Find(%q): %v", c.a, alias[:28], err)
+			}
+		}
+	}
+}
+
 func TestFind(t *testing.T) {
 	t.Parallel()
 	f := newRing(t, fakeTPM())

@@ -86,15 +86,18 @@ func (d *draft) seal(pcrs string) error {
 		return fmt.Errorf("PIN policy %q of a sealed key: %w", string(d.policy.PIN), token.ErrUnsupported)
 	case d.policy.Touch != token.TouchDefault:
 		return fmt.Errorf("touch policy of a sealed key: %w", token.ErrUnsupported)
-	case len(pcrs) > maxPCRs:
-		return fmt.Errorf("PCRs: %w: more than %d octets", token.ErrBadRequest, maxPCRs)
 	}
-	d.pcrs, d.guard = pcrs, guardOf(d.policy.PIN, pcrs)
+	d.pcrs = ""
+	if pcrs != "" {
+		selection, err := token.ParsePCRs(pcrs)
+		if err != nil {
+			return fmt.Errorf("PCRs: %w", err)
+		}
+		d.pcrs = selection.String()
+	}
+	d.guard = guardOf(d.policy.PIN, d.pcrs)
 	return nil
 }
-
-// maxPCRs is the length of a selection.
-const maxPCRs = 200
 
 func guardOf(pin token.PINPolicy, pcrs string) token.Guard {
 	switch {
@@ -184,7 +187,7 @@ func (p *part) unsealPrivate(ctx context.Context, recovery []byte) (*token.Priva
 	if !ok {
 		return nil, fmt.Errorf("token %q seals nothing: %w", p.tokenName, token.ErrUnsupported)
 	}
-	if p.policy.PIN == token.PINOnce && p.token.Info().State == token.StateLocked {
+	if recovery == nil && p.policy.PIN == token.PINOnce && p.token.Info().State == token.StateLocked {
 		return nil, &token.AuthError{Reason: token.ErrAuthNeeded, Kind: "PIN", TriesLeft: token.TriesUnknown}
 	}
 	secret, err := sealer.Unseal(ctx, token.UnsealRequest{

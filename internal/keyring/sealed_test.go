@@ -299,7 +299,7 @@ func TestSealedRefused(t *testing.T) {
 		"unknown token":            {func(s *GenerateSpec) { s.Token = "none" }, token.ErrNotFound},
 		"PIN always":               {func(s *GenerateSpec) { s.Policy.PIN = token.PINAlways }, token.ErrUnsupported},
 		"touch":                    {func(s *GenerateSpec) { s.Policy.Touch = token.TouchAlways }, token.ErrUnsupported},
-		"many PCRs":                {func(s *GenerateSpec) { s.PCRs = strings.Repeat("7,", 200) }, token.ErrBadRequest},
+		"no PCRs":                  {func(s *GenerateSpec) { s.PCRs = "7" }, token.ErrBadRequest},
 	} {
 		s := spec
 		c.change(&s)

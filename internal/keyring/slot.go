@@ -20,7 +20,7 @@ type slot struct {
 	record  store.Record
 	public  token.PublicKey
 	point   *keyshare.Point // public as a point; nil for RSA
-	aliases []string        // whole fingerprints in Base32, G1 and G2
+	aliases []string        // whole fingerprints in Base32, as mesh.Aliases has them
 	parts   []*part
 
 	entry   atomic.Pointer[Entry]
@@ -75,13 +75,13 @@ func (s *slot) newEntry(use token.Use, shareTo []token.PublicKey) (*Entry, error
 		if err != nil {
 			return nil, fmt.Errorf("public key: %w", err)
 		}
-		alias, err := mesh.FullFingerprint(s.public, generation)
-		if err != nil {
-			return nil, fmt.Errorf("public key: %w", err)
-		}
 		udfs[i] = udf
-		s.aliases = append(s.aliases, alias)
 	}
+	aliases, err := mesh.Aliases(s.public)
+	if err != nil {
+		return nil, fmt.Errorf("public key: %w", err)
+	}
+	s.aliases = aliases
 	if udfs[0] != s.record.Udf {
 		return nil, fmt.Errorf("its public key has the UDF %s", udfs[0])
 	}

@@ -12,6 +12,7 @@ func TestSealingFake(t *testing.T) {
 	t.Parallel()
 	f := NewSealingFake(FakeOptions{Algorithms: []token.Algorithm{token.P256}})
 	Run(t, Harness{Open: func(*testing.T) token.Token { return f.Reopen() }})
+	RunSealer(t, SealHarness{Open: func(*testing.T) token.Token { return f.Reopen() }, PCRs: "sha256:7"})
 }
 
 func TestSealingFakePIN(t *testing.T) {

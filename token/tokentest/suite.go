@@ -87,7 +87,6 @@ func Run(t *testing.T, h Harness) {
 	t.Run("Cancelled", s.cancelled)
 	t.Run("Import", s.imports)
 	t.Run("Delete", s.deletes)
-	t.Run("Sealing", s.seals)
 	for _, p := range s.pairs() {
 		s.created(t, p)
 	}
