@@ -427,3 +427,120 @@ func TestSecret(t *testing.T) {
 		t.Errorf("credential without identity: %v", err)
 	}
 }
+
+func TestImported(t *testing.T) {
+	t.Parallel()
+	d := openTPM(t, tpmtest.Start(t))
+	scalar := make([]byte, 32)
+	scalar[31] = 7
+	key, err := d.Import(t.Context(), token.ImportRequest{Private: &token.PrivateKey{Algorithm: token.P256, Scalar: scalar}, Use: token.UseAgree})
+	if err != nil {
+		t.Fatal(err)
+	}
+	dev := &device{d, key, token.UseAgree}
+	c, s := challenge(t, dev.identity(t), attest.ChallengeOptions{AcceptUnverified: true})
+	a := mustAnswer(t, dev, c, "")
+	refused(t, a, c, s, attest.ErrImported)
+	r, err := attest.Verify(a, c, s, attest.VerifyOptions{AcceptImported: true})
+	if err != nil || r.Key.Origin != "imported" || r.Key.SensitiveDataOrigin || r.Key.FixedTPM {
+		t.Errorf("%+v, %v", r, err)
+	}
+}
+
+// TestRSA has an RSA key attested.
+func TestRSA(t *testing.T) {
+	t.Parallel()
+	ca := tpmtest.NewCA(t)
+	d := newDevice(t, ca.Start(t), token.RSA2048, token.UseDecrypt)
+	c, s := challenge(t, d.identity(t), attest.ChallengeOptions{Roots: roots(t, ca)})
+	r, err := attest.Verify(mustAnswer(t, d, c, ""), c, s, attest.VerifyOptions{})
+	if err != nil || r.Algorithm != token.RSA2048 || r.Key.Purpose != "decrypt" {
+		t.Errorf("%+v, %v", r, err)
+	}
+}
+
+// seeds returns documents of a TPM for the fuzz targets.
+func seeds(t testing.TB) (c *attest.Challenge, s *attest.Secret, a *attest.Answer) {
+	t.Helper()
+	d := newDevice(t, tpmtest.Start(t), token.P256, token.UseSign)
+	c, s = challenge(t, d.identity(t), attest.ChallengeOptions{AcceptUnverified: true})
+	return c, s, mustAnswer(t, d, c, "sha256:0")
+}
+
+// FuzzVerify changes the pieces of an answer, which must never verify, nor crash.
+func FuzzVerify(f *testing.F) {
+	c, s, a := seeds(f)
+	e := a.Evidence
+	f.Add([]byte(e.Key), []byte(e.AttestationKey), []byte(e.Certify), []byte(e.Quote))
+	f.Add([]byte{}, []byte(e.Key), []byte(e.Quote), []byte(e.Certify))
+	f.Fuzz(func(t *testing.T, key, ak, certify, quote []byte) {
+		changed := *a
+		changed.Evidence.Key, changed.Evidence.AttestationKey = key, ak
+		changed.Evidence.Certify, changed.Evidence.Quote = certify, quote
+		same := bytes.Equal(key, e.Key) && bytes.Equal(ak, e.AttestationKey) && bytes.Equal(certify, e.Certify) && bytes.Equal(quote, e.Quote)
+		if _, err := attest.Verify(&changed, c, s, attest.VerifyOptions{}); (err == nil) != same {
+			t.Errorf("%v", err)
+		}
+		// Identities are read before anything vouches for them.
+		id := &attest.Identity{Version: 1, Format: token.AttestTPM2, Endorsement: key, AttestationKey: ak}
+		attest.NewChallenge(id, attest.ChallengeOptions{AcceptUnverified: true, Validity: time.Hour})
+		// So is a challenge for any device answered by any key.
+		anyChallenge, anySecret := *c, *s
+		anySecret.Identity, anySecret.Credential = nil, nil
+		changed.Activation = nil
+		if r, err := attest.Verify(&changed, &anyChallenge, &anySecret, attest.VerifyOptions{}); !errors.Is(err, attest.ErrUnbound) && (err == nil || r != nil) {
+			t.Errorf("%+v, %v", r, err)
+		}
+	})
+}
+
+// FuzzParse reads documents of all kinds; what is read is written the same.
+func FuzzParse(f *testing.F) {
+	c, s, a := seeds(f)
+	for _, d := range []interface{ Marshal() ([]byte, error) }{c, s, s.Identity, a} {
+		document, err := d.Marshal()
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(document)
+	}
+	f.Fuzz(func(t *testing.T, document []byte) {
+		for _, parse := range []func([]byte) (interface{ Marshal() ([]byte, error) }, error){
+			func(b []byte) (interface{ Marshal() ([]byte, error) }, error) { return attest.ParseChallenge(b) },
+			func(b []byte) (interface{ Marshal() ([]byte, error) }, error) { return attest.ParseSecret(b) },
+			func(b []byte) (interface{ Marshal() ([]byte, error) }, error) { return attest.ParseIdentity(b) },
+			func(b []byte) (interface{ Marshal() ([]byte, error) }, error) { return attest.ParseAnswer(b) },
+		} {
+			d, err := parse(document)
+			if err != nil {
+				if !errors.Is(err, attest.ErrForm) {
+					t.Errorf("%v", err)
+				}
+				continue
+			}
+			if again, err := d.Marshal(); err != nil || !bytes.Equal(again, document) {
+				t.Errorf("%q is written as %q, %v", document, again, err)
+			}
+		}
+	})
+}
+
+func BenchmarkVerify(b *testing.B) {
+	c, s, a := seeds(b)
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := attest.Verify(a, c, s, attest.VerifyOptions{}); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkNewChallenge(b *testing.B) {
+	_, s, _ := seeds(b)
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, _, err := attest.NewChallenge(s.Identity, attest.ChallengeOptions{AcceptUnverified: true, Validity: time.Hour}); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

@@ -147,11 +147,15 @@ func sameKey(a, b any) (bool, error) {
 	return bytes.Equal(x, y), err
 }
 
-// publicKeyOf returns a certificate's key. Some makers of TPMs mark RSA keys with
-// id-RSAES-OAEP (RFC 4055, 4.1), which the standard library does not read.
+// publicKeyOf returns a certificate's key, also of two kinds that the standard library does
+// not read in certificates: X25519, and RSA marked with id-RSAES-OAEP (RFC 4055, 4.1), as
+// some makers of TPMs do.
 func publicKeyOf(cert *x509.Certificate) (any, error) {
 	if cert.PublicKey != nil {
 		return cert.PublicKey, nil
+	}
+	if key, err := x509.ParsePKIXPublicKey(cert.RawSubjectPublicKeyInfo); err == nil {
+		return key, nil
 	}
 	var info struct {
 		Algorithm struct {

@@ -60,7 +60,11 @@ func checkPIV(v *verification) error {
 	if stated.Algorithm == token.X25519 && stated.Octets[len(stated.Octets)-1] != 0 {
 		return fmt.Errorf("%w: a card does not know the sign of its key", ErrEvidence)
 	}
-	if same, err := sameKey(key, cert.PublicKey); err != nil || !same {
+	certified, err := publicKeyOf(cert)
+	if err != nil {
+		return fmt.Errorf("%w: key certificate: %w", ErrEvidence, err)
+	}
+	if same, err := sameKey(key, certified); err != nil || !same {
 		return fmt.Errorf("%w: it is about another key", ErrEvidence)
 	}
 	card, err := cardReport(cert)
