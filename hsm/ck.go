@@ -74,7 +74,8 @@ const (
 	ckgMGF1SHA384 = 3
 	ckgMGF1SHA512 = 4
 
-	ckdNull = 1
+	cksUserRead  = 1
+	cksUserWrite = 3
 
 	ckfLoginRequired    = 0x00000004
 	ckfPINInitialized   = 0x00000008

@@ -77,7 +77,7 @@ func (t *Token) checkObjects(ctx context.Context, b *binding, k kind, h handle, 
 		return err
 	}
 	if len(private) == 0 && !b.needsLogin() {
-		return fmt.Errorf("%w: %w", token.ErrNotFound, errNoKey)
+		return t.missing(ctx, b)
 	}
 	public, err := t.find(ctx, b, ckoPublicKey, h.id, publicAttributes...)
 	if err != nil {
@@ -89,6 +89,19 @@ func (t *Token) checkObjects(ctx context.Context, b *binding, k kind, h handle, 
 		}
 	}
 	return nil
+}
+
+// missing is the error for a private key that is not found. The login may have been lost
+// unnoticed, with the last session; then nothing private is found.
+func (t *Token) missing(ctx context.Context, b *binding) error {
+	r, err := t.module.call(ctx, b.child, &call{op: opState, slot: b.info.slot})
+	if err != nil {
+		return err
+	}
+	if len(r.numbers) == 1 && b.loggedIn && r.numbers[0] != cksUserRead && r.numbers[0] != cksUserWrite {
+		return ckrUserNotLoggedIn
+	}
+	return fmt.Errorf("%w: %w", token.ErrNotFound, errNoKey)
 }
 
 // key is what all kinds of keys have in common.
@@ -172,7 +185,7 @@ func (k *key) locate(ctx context.Context, b *binding) (*place, error) {
 		p = &place{b.child, o.handle, asks}
 	}
 	if p == nil {
-		return nil, fmt.Errorf("%w: %w", token.ErrNotFound, errNoKey)
+		return nil, k.token.missing(ctx, b)
 	}
 	k.place.Store(p)
 	return p, nil
@@ -183,15 +196,12 @@ func (k *key) locate(ctx context.Context, b *binding) (*place, error) {
 func (k *key) call(ctx context.Context, auth token.Auth, what string, c call) (*reply, error) {
 	var r *reply
 	err := k.token.use(ctx, auth, what, func(b *binding) error {
-		again := k.place.Load() != nil
-		for {
-			err := k.callAt(ctx, b, auth, c, &r)
-			if code := codeOf(err); !again || code != ckrObjectHandleInvalid && code != ckrKeyHandleInvalid {
-				return err
-			}
-			again = false
+		err := k.callAt(ctx, b, auth, c, &r)
+		if code := codeOf(err); code == ckrObjectHandleInvalid || code == ckrKeyHandleInvalid {
 			k.place.Store(nil)
+			err = k.callAt(ctx, b, auth, c, &r)
 		}
+		return err
 	})
 	return r, err
 }

@@ -21,8 +21,8 @@ type kind struct {
 	curve     keyshare.Curve // 0 for RSA
 	keyType   uint64
 	params    []byte // CKA_EC_PARAMS
-	generate  uint64 // mechanisms; 0 where the module has none
-	sign      uint64
+	generate  uint64
+	sign      uint64 // mechanisms; 0 where the module has none
 	derive    uint64
 	// rawPoint is set where CKA_EC_POINT is not wrapped in an OCTET STRING.
 	rawPoint bool
@@ -70,7 +70,7 @@ func (m mechanisms) only(kind uint64) uint64 {
 func kinds(manufacturer string, m mechanisms) []kind {
 	var out []kind
 	add := func(k kind) {
-		if k.generate == 0 || k.sign == 0 && k.derive == 0 {
+		if !m.has(k.generate) || k.generate == 0 && k.curve != 0 || k.sign == 0 && k.derive == 0 {
 			return
 		}
 		if k.params == nil && k.curve != 0 {
@@ -101,7 +101,7 @@ func kinds(manufacturer string, m mechanisms) []kind {
 		if largest := m[ckmRSAKeyPairGen]; largest != 0 && largest < uint64(a.RSABits()) {
 			continue
 		}
-		add(kind{algorithm: a, keyType: ckkRSA, generate: m.only(ckmRSAKeyPairGen), sign: m.only(ckmRSAPKCS)})
+		add(kind{algorithm: a, keyType: ckkRSA, generate: ckmRSAKeyPairGen, sign: m.only(ckmRSAPKCS)})
 	}
 	return out
 }

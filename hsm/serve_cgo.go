@@ -124,6 +124,10 @@ func (m *module) operate(h pkcs11.SessionHandle, c *call) (*reply, error) {
 	r := new(reply)
 	key := pkcs11.ObjectHandle(c.object)
 	switch c.op {
+	case opState:
+		info, err := m.ctx.GetSessionInfo(h)
+		r.numbers = []uint64{uint64(info.State)}
+		return r, err
 	case opFind:
 		return m.find(h, c)
 	case opRead:

@@ -89,23 +89,17 @@ func (s *slot) release(h pkcs11.SessionHandle, err error) {
 	switch {
 	case h == s.anchor:
 		s.working = false
-		if err != nil && !harmless(err) {
+		if err != nil {
 			s.ctx.CloseSession(h) // the login goes with it
 			s.anchor = 0
 		}
-	case err == nil || harmless(err):
+	case err == nil:
 		s.idle = append(s.idle, h)
 	default:
 		s.ctx.CloseSession(h)
 		s.open--
 	}
 	s.changed.Signal()
-}
-
-// harmless reports whether no operation was begun: C_SignInit and its kin refused.
-func harmless(err error) bool {
-	return errors.Is(err, pkcs11.Error(pkcs11.CKR_KEY_HANDLE_INVALID)) ||
-		errors.Is(err, pkcs11.Error(pkcs11.CKR_OBJECT_HANDLE_INVALID))
 }
 
 // openSession opens a session for writing, or for reading where the token allows no more.

@@ -24,6 +24,7 @@ const (
 	opMechanism                      // mechanisms of a slot
 	opLogin
 	opLogout
+	opState    // of a session: whether the user is logged in
 	opFind     // objects that match template, with the attributes of template2
 	opRead     // attributes of template2 of an object
 	opGenerate // key pair

@@ -1,0 +1,262 @@
+package hsm
+
+import (
+	"context"
+	"errors"
+	"os"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/mesh-agent/mesh-agent/hsm/hsmtest"
+	"github.com/mesh-agent/mesh-agent/token"
+	"github.com/mesh-agent/mesh-agent/token/tokentest"
+)
+
+func signOnce(ctx context.Context, k token.Signer, auth token.Auth) error {
+	req := tokentest.DefaultSignRequest(k.Public().Algorithm, []byte("message"))
+	req.Auth = auth
+	signature, err := k.Sign(ctx, req)
+	if err != nil {
+		return err
+	}
+	if err := tokentest.Verify(k.Public(), req, signature); err != nil {
+		return errors.Join(errWrongSignature, err)
+	}
+	return nil
+}
+
+var errWrongSignature = errors.New("wrong signature")
+
+func wantSign(t *testing.T, what string, k token.Signer, want error) {
+	t.Helper()
+	if err := signOnce(t.Context(), k, token.Auth{}); !errors.Is(err, want) {
+		t.Errorf("%s: %v, want %v", what, err, want)
+	}
+}
+
+// A module that says once that it lost device, token or session is found again, and
+// nobody notices; one that goes on saying so is absent, and is found when it stops.
+func TestLostDevice(t *testing.T) {
+	t.Parallel()
+	for name, code := range map[string]string{
+		"DEVICE_REMOVED": "0x32", "TOKEN_NOT_PRESENT": "0xe0", "SESSION_HANDLE_INVALID": "0xb3",
+		"SESSION_CLOSED": "0xb0", "GENERAL_ERROR": "0x5", "DEVICE_ERROR": "0x30", "CRYPTOKI_NOT_INITIALIZED": "0x190",
+		"USER_NOT_LOGGED_IN": "0x101", "OBJECT_HANDLE_INVALID": "0x82", "KEY_HANDLE_INVALID": "0x60",
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			fake := hsmtest.NewFake(t)
+			tok := openUnlocked(t, newTestModule(t, fake.Setup), fake.Setup)
+			k := signKeyFor(t, tok, token.P256)
+			for _, function := range []string{"SignInit", "Sign"} {
+				fake.Do(t, function, "code "+code+" 1")
+				wantSign(t, "once in "+function, k, nil)
+			}
+			fake.Do(t, "SignInit", "code "+code+" -1")
+			if err := signOnce(t.Context(), k, token.Auth{}); codeOf(err) == ckrOK {
+				t.Errorf("always: %v, want the module's code", err)
+			}
+			fake.Heal(t, "SignInit")
+			wantSign(t, "after it was mended", k, nil)
+			if state := tok.Info().State; state != token.StateReady {
+				t.Errorf("state is %q, want ready", state)
+			}
+			if n := fake.Logins(t); n > 10 {
+				t.Errorf("%d logins", n)
+			}
+		})
+	}
+}
+
+// A signature that does not verify is not released, nor a coordinate that does not fit.
+func TestCorrupt(t *testing.T) {
+	t.Parallel()
+	fake := hsmtest.NewFake(t)
+	tok := openUnlocked(t, newTestModule(t, fake.Setup), fake.Setup)
+	for _, a := range []token.Algorithm{token.P256, token.Ed25519, token.Ed448, token.RSA2048} {
+		k := signKeyFor(t, tok, a)
+		fake.Do(t, "Sign", "corrupt")
+		wantSign(t, string(a), k, token.ErrFault)
+		fake.Heal(t, "Sign")
+	}
+	for _, a := range []token.Algorithm{token.P256, token.P384, token.P521, token.X25519, token.X448} {
+		k := openFor(t, tok, a, token.UseAgree).(token.PointAgreer)
+		peer := openFor(t, tok, a, token.UseAgree).Public().Octets
+		fake.Do(t, "GetAttributeValue", "corrupt")
+		if p, err := k.AgreePoint(t.Context(), token.AgreeRequest{Peer: peer}); p != nil || !errors.Is(err, token.ErrFault) {
+			t.Errorf("%s: %v, want ErrFault", a, err)
+		}
+		fake.Heal(t, "GetAttributeValue")
+	}
+}
+
+// A segfault and a hang fail the operations that were in the module, with errors of their
+// own, and no other token.
+func TestCrashAndHang(t *testing.T) {
+	t.Parallel()
+	fake, other := hsmtest.NewFake(t), hsmtest.SoftHSM(t)
+	m := newTestModule(t, fake.Setup, func(o *ModuleOptions) { o.Timeout, o.Stderr = 2*time.Second, nil })
+	k := signKeyFor(t, openUnlocked(t, m, fake.Setup), token.P256)
+	untouched := newTestModule(t, other)
+	k2 := signKeyFor(t, openUnlocked(t, untouched, other), token.P256)
+	before := untouched.child.cmd.Process.Pid
+	for command, want := range map[string]error{"segfault": ErrCrashed, "hang": ErrHangs} {
+		fake.Do(t, "SignInit", command)
+		wantSign(t, command, k, want)
+		wantSign(t, command, k2, nil)
+		fake.Heal(t, "SignInit")
+		started := time.Now()
+		for errors.Is(signOnce(t.Context(), k, token.Auth{}), token.ErrAbsent) {
+			if time.Since(started) > 2*time.Second {
+				t.Fatalf("%s: not back within two seconds", command)
+			}
+			time.Sleep(time.Millisecond)
+		}
+		wantSign(t, "after "+command, k, nil)
+	}
+	if untouched.child.cmd.Process.Pid != before {
+		t.Error("the other module's process was replaced")
+	}
+}
+
+// load signs on eight goroutines until stopped.
+type load struct {
+	stop          atomic.Bool
+	done          sync.WaitGroup
+	right, failed atomic.Int64
+	lastRight     atomic.Int64 // Unix nanoseconds
+	err           atomic.Pointer[error]
+}
+
+func startLoad(k token.Signer, n int) *load {
+	l := new(load)
+	for range n {
+		l.done.Go(func() {
+			for !l.stop.Load() {
+				ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+				err := signOnce(ctx, k, token.Auth{})
+				cancel()
+				switch {
+				case err == nil:
+					l.right.Add(1)
+					l.lastRight.Store(time.Now().UnixNano())
+				case errors.Is(err, token.ErrAbsent):
+					l.failed.Add(1)
+				default:
+					l.err.Store(&err)
+					return
+				}
+			}
+		})
+	}
+	return l
+}
+
+// await waits until n more signatures were made, at most two seconds.
+func (l *load) await(t *testing.T, n int64) {
+	t.Helper()
+	want, deadline := l.right.Load()+n, time.Now().Add(2*time.Second)
+	for l.right.Load() < want {
+		if time.Now().After(deadline) {
+			t.Fatalf("%d signatures within two seconds, want %d", l.right.Load()-want+n, n)
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// Under a load of eight, the process is killed, and the module crashes: every request is
+// answered, no signature is wrong, and the service is back within two seconds.
+func TestKillUnderLoad(t *testing.T) {
+	t.Parallel()
+	fake := hsmtest.NewFake(t)
+	m := newTestModule(t, fake.Setup, func(o *ModuleOptions) { o.Stderr = nil })
+	tok := openUnlocked(t, m, fake.Setup)
+	self := os.Getpid()
+	l := startLoad(signKeyFor(t, tok, token.P256), 8)
+	l.await(t, 20)
+	for range 5 {
+		m.mu.Lock()
+		c := m.child
+		m.mu.Unlock()
+		if c != nil {
+			syscall.Kill(c.cmd.Process.Pid, syscall.SIGKILL)
+			<-c.dead
+		}
+		l.await(t, 20)
+	}
+	for range 2 {
+		fake.Do(t, "SignInit", "segfault")
+		for failed := l.failed.Load(); l.failed.Load() == failed; {
+			time.Sleep(time.Millisecond)
+		}
+		fake.Heal(t, "SignInit")
+		l.await(t, 20)
+	}
+	l.stop.Store(true)
+	l.done.Wait()
+	if err := l.err.Load(); err != nil {
+		t.Errorf("an operation failed with %v", *err)
+	}
+	if l.failed.Load() == 0 || os.Getpid() != self {
+		t.Errorf("%d operations failed, want some", l.failed.Load())
+	}
+	t.Logf("%d signatures, %d failed", l.right.Load(), l.failed.Load())
+}
+
+// A token that allows one session, or two, works, and keeps its login.
+func TestFewSessions(t *testing.T) {
+	t.Parallel()
+	for _, n := range []string{"1", "2", "3"} {
+		fake := hsmtest.NewFake(t)
+		fake.Do(t, "sessions", n)
+		tok := openUnlocked(t, newTestModule(t, fake.Setup), fake.Setup)
+		k := signKeyFor(t, tok, token.P256)
+		var wg sync.WaitGroup
+		for range 8 {
+			wg.Go(func() {
+				for range 5 {
+					if err := signOnce(t.Context(), k, token.Auth{}); err != nil {
+						t.Errorf("%s sessions: %v", n, err)
+						return
+					}
+				}
+			})
+		}
+		wg.Wait()
+		fake.Do(t, "Sign", "code 0x90 1") // a session with an active operation is closed
+		if err := signOnce(t.Context(), k, token.Auth{}); codeOf(err) != ckrOperationActive {
+			t.Errorf("%s sessions: %v, want the code of the module", n, err)
+		}
+		wantSign(t, n+" sessions, after one was closed", k, nil)
+	}
+}
+
+// The serial number binds: another token in the slot is noticed.
+func TestReplaced(t *testing.T) {
+	t.Parallel()
+	fake := hsmtest.NewFake(t)
+	m := newTestModule(t, fake.Setup)
+	tok := openUnlocked(t, m, fake.Setup)
+	k := signKeyFor(t, tok, token.P256)
+	fake.Do(t, "serial", "another")
+	fake.Do(t, "SignInit", "code 0x32 1")
+	wantSign(t, "another serial", k, token.ErrReplaced)
+	if state := tok.Info().State; state != token.StateReplaced {
+		t.Errorf("state is %q, want replaced", state)
+	}
+	fake.Heal(t, "serial")
+	wantSign(t, "the old one again", k, nil)
+
+	fake.Do(t, "serial", "another")
+	fresh := openUnlocked(t, newTestModule(t, fake.Setup), fake.Setup)
+	req := token.OpenRequest{Handle: k.(*signKey).handle.encode(), Public: k.Public(), Use: token.UseSign}
+	if _, err := fresh.Open(t.Context(), req); !errors.Is(err, token.ErrReplaced) {
+		t.Errorf("open a key of another token: %v, want ErrReplaced", err)
+	}
+	if err := fresh.Delete(t.Context(), req.Handle); !errors.Is(err, token.ErrReplaced) {
+		t.Errorf("delete a key of another token: %v, want ErrReplaced", err)
+	}
+}
