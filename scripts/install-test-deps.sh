@@ -17,6 +17,7 @@ if [ "${1:-}" != demo ]; then
 	need swtpm_localca swtpm-tools
 	need systemd-analyze systemd
 	need systemd-socket-activate systemd
+	[ -n "$(find /usr/lib -name tpm2.so -path '*ossl-modules*' 2>/dev/null)" ] || missing="$missing openssl tpm2-openssl"
 	need gcc gcc # go test -race needs it
 	[ -e /usr/include/stdio.h ] || missing="$missing libc6-dev"
 	need softhsm2-util softhsm2

@@ -26,6 +26,33 @@ type keyFile struct {
 	Private     []byte // TPM2B_PRIVATE
 }
 
+// looseKeyFile is a keyFile in which true may be any octet but zero: the OpenSSL provider
+// writes 1, where DER has 255.
+type looseKeyFile struct {
+	Type        asn1.ObjectIdentifier
+	EmptyAuth   asn1.RawValue `asn1:"optional,explicit,tag:0"`
+	Policy      asn1.RawValue `asn1:"optional,explicit,tag:1"`
+	Secret      []byte        `asn1:"optional,explicit,tag:2"`
+	AuthPolicy  asn1.RawValue `asn1:"optional,explicit,tag:3"`
+	Description string        `asn1:"optional,explicit,tag:4,utf8"`
+	RSAParent   asn1.RawValue `asn1:"optional,explicit,tag:5"`
+	Parent      int64
+	Public      []byte
+	Private     []byte
+}
+
+func (f looseKeyFile) strict() keyFile {
+	isTrue := func(tagged asn1.RawValue) bool {
+		var v asn1.RawValue
+		_, err := asn1.Unmarshal(tagged.Bytes, &v)
+		return err == nil && v.Tag == asn1.TagBoolean && len(v.Bytes) == 1 && v.Bytes[0] != 0
+	}
+	return keyFile{
+		Type: f.Type, EmptyAuth: isTrue(f.EmptyAuth), Policy: f.Policy, Secret: f.Secret, AuthPolicy: f.AuthPolicy,
+		Description: f.Description, RSAParent: isTrue(f.RSAParent), Parent: f.Parent, Public: f.Public, Private: f.Private,
+	}
+}
+
 const pemType = "TSS2 PRIVATE KEY"
 
 // id-loadablekey, id-importablekey and id-sealedkey
@@ -138,7 +165,7 @@ func decodeBlob(der []byte) (*blob, error) {
 // parsePEM returns the object of a TSS2 key file in PEM, where other programs may have
 // encoded it less strictly. The parent's Name is not in it.
 func parsePEM(file []byte) (object, error) {
-	block, rest := pem.Decode(file)
+	block, text := pem.Decode(file)
 	switch {
 	case block == nil:
 		return object{}, errors.New("no PEM block")
@@ -146,14 +173,18 @@ func parsePEM(file []byte) (object, error) {
 		return object{}, fmt.Errorf("file of %d octets", len(file))
 	case block.Type != pemType:
 		return object{}, fmt.Errorf("PEM block %q, want %q", block.Type, pemType)
-	case len(bytes.TrimSpace(rest)) != 0:
+	case len(bytes.TrimSpace(text)) != 0:
 		return object{}, errors.New("text after the key")
 	}
-	var f keyFile
-	if rest, err := asn1.Unmarshal(block.Bytes, &f); err != nil || len(rest) != 0 {
-		return object{}, fmt.Errorf("parse key file: %w, %d octets behind", err, len(rest))
+	var f looseKeyFile
+	rest, err := asn1.Unmarshal(block.Bytes, &f)
+	if err != nil {
+		return object{}, fmt.Errorf("parse key file: %w", err)
 	}
-	return f.object()
+	if len(rest) != 0 {
+		return object{}, errors.New("octets after the key file")
+	}
+	return f.strict().object()
 }
 
 func (o *object) pem() ([]byte, error) {

@@ -211,15 +211,17 @@ func persist(t *testing.T, s *tpmtest.TPM, template tpm2.TPMTPublic) {
 	t.Helper()
 	d := raw(t, s)
 	defer d.abandon()
-	primary, err := run(d, tpm2.CreatePrimary{PrimaryHandle: tpm2.TPMRHOwner, InPublic: tpm2.New2B(template)})
+	defer d.flushStale()
+	primary, err := d.createPrimary(tpm2.TPMRHOwner, template)
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, err = run(d, tpm2.EvictControl{
-		Auth:             tpm2.TPMRHOwner,
-		ObjectHandle:     &tpm2.NamedHandle{Handle: primary.ObjectHandle, Name: primary.Name},
-		PersistentHandle: persistentSRK,
-	})
+	evict(t, d, primary.NamedHandle, persistentSRK)
+}
+
+func evict(t *testing.T, d *device, h tpm2.NamedHandle, persistent tpm2.TPMHandle) {
+	t.Helper()
+	_, err := run(d, tpm2.EvictControl{Auth: tpm2.TPMRHOwner, ObjectHandle: &h, PersistentHandle: persistent})
 	if err != nil {
 		t.Fatal(err)
 	}
