@@ -64,11 +64,19 @@ func ScalarOf(k *token.PrivateKey) (*keyshare.Scalar, error) {
 	return s, err
 }
 
-// rsaAlgorithm names the RSA algorithm of a modulus. A modulus may be up to 64 bits short,
-// since the product of two primes derived from a seed is not as long as it can be.
-func rsaAlgorithm(bits int) (token.Algorithm, error) {
+// By how many bits an RSA modulus may be shorter than its algorithm says. The product of
+// two primes derived from a seed is short by a few bits, hardly ever by many, and the seed
+// has no other key; a file is expected to be what it says, give or take a generator that
+// does not set the primes' two highest bits.
+const (
+	shortDerivedRSA = 64
+	shortFileRSA    = 8
+)
+
+// rsaAlgorithm names the RSA algorithm of a modulus of fewer than short bits less.
+func rsaAlgorithm(bits, short int) (token.Algorithm, error) {
 	for _, a := range []token.Algorithm{token.RSA2048, token.RSA3072, token.RSA4096} {
-		if n := a.RSABits(); n-64 < bits && bits <= n {
+		if n := a.RSABits(); n-short < bits && bits <= n {
 			return a, nil
 		}
 	}
@@ -76,7 +84,7 @@ func rsaAlgorithm(bits int) (token.Algorithm, error) {
 }
 
 func rsaPublic(pub *rsa.PublicKey) (token.PublicKey, error) {
-	a, err := rsaAlgorithm(pub.N.BitLen())
+	a, err := rsaAlgorithm(pub.N.BitLen(), shortDerivedRSA)
 	if err != nil {
 		return token.PublicKey{}, err
 	}
@@ -184,7 +192,7 @@ func (k *PublicKeyRSA) publicKey() (token.PublicKey, error) {
 // standard returns the key after checks of its sizes.
 func (k *PublicKeyRSA) standard() (*rsa.PublicKey, error) {
 	n, e := new(big.Int).SetBytes(k.N), new(big.Int).SetBytes(k.E)
-	if _, err := rsaAlgorithm(n.BitLen()); err != nil {
+	if _, err := rsaAlgorithm(n.BitLen(), shortDerivedRSA); err != nil {
 		return nil, err
 	}
 	if n.Bit(0) == 0 {

@@ -408,10 +408,13 @@ func (k *PrivateKeyRSA) privateKey() (*token.PrivateKey, error) {
 	return out, nil
 }
 
-// RSAKey validates and precomputes an RSA key of two primes and 2048, 3072 or 4096 bits.
-// The error wraps token.ErrBadKey and holds nothing of the key.
-func RSAKey(key *rsa.PrivateKey) (*token.PrivateKey, error) {
-	a, err := rsaAlgorithm(key.N.BitLen())
+// RSAKey validates and precomputes an RSA key, as it comes out of a file, of two primes and
+// 2048, 3072 or 4096 bits or up to 7 fewer. The error wraps token.ErrBadKey and holds
+// nothing of the key.
+func RSAKey(key *rsa.PrivateKey) (*token.PrivateKey, error) { return rsaKey(key, shortFileRSA) }
+
+func rsaKey(key *rsa.PrivateKey, short int) (*token.PrivateKey, error) {
+	a, err := rsaAlgorithm(key.N.BitLen(), short)
 	if err != nil {
 		return nil, err
 	}

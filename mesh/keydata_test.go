@@ -3,6 +3,7 @@ package mesh
 import (
 	"bytes"
 	"crypto/rand"
+	"crypto/rsa"
 	"errors"
 	"fmt"
 	"slices"
@@ -40,6 +41,30 @@ func TestKeyDataPublicRoundTrip(t *testing.T) {
 			if err != nil || !whole.Equal(pub) {
 				t.Errorf("%s: %v", a, err)
 			}
+		}
+	}
+}
+
+// A file is what it says; a seed has the key that it has.
+func TestShortRSAModuli(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		bits        int
+		file, other bool
+	}{{2048, true, true}, {2041, true, true}, {2040, false, true}, {1985, false, true}, {1984, false, false}} {
+		key := must(rsa.GenerateKey(rand.Reader, c.bits))
+		if _, err := RSAKey(key); (err == nil) != c.file || err != nil && !errors.Is(err, token.ErrBadKey) {
+			t.Errorf("%d bits, file: %v", c.bits, err)
+		}
+		k, err := rsaKey(key, shortDerivedRSA)
+		if (err == nil) != c.other {
+			t.Errorf("%d bits, from a seed: %v", c.bits, err)
+		}
+		if err == nil && k.Algorithm != token.RSA2048 {
+			t.Errorf("%d bits are %s", c.bits, k.Algorithm)
+		}
+		if _, err := rsaPublic(&key.PublicKey); (err == nil) != c.other {
+			t.Errorf("%d bits, public: %v", c.bits, err)
 		}
 	}
 }

@@ -328,7 +328,7 @@ func (x *expander) rsaKey(n int) (*token.PrivateKey, error) {
 	if key.D = new(big.Int).ModInverse(e, lambda); key.D == nil {
 		return nil, fmt.Errorf("seed gives no RSA key: the public exponent divides a prime less 1: %w", token.ErrBadKey)
 	}
-	return RSAKey(key)
+	return rsaKey(key, shortDerivedRSA)
 }
 
 // sieveSpan is the number of odd candidates sieved at once: a few times the expected

@@ -117,8 +117,9 @@ func checkChoice(k *token.PrivateKey) error {
 
 // shortRSA is by how many bits a modulus may be shorter than its algorithm says: primes
 // that the Mesh derives from a seed need not have their highest bits set
-// (draft-hallambaker-mesh-udf, Section 4.4.4).
-const shortRSA = 16
+// (draft-hallambaker-mesh-udf, Section 4.4.4). It is what package mesh derives at the most;
+// that a key file is what it says, who reads it checks.
+const shortRSA = 64
 
 func checkRSA(k *rsa.PrivateKey, a token.Algorithm) error {
 	if len(k.Primes) != 2 {

@@ -444,19 +444,24 @@ func mustRSA(t testing.TB, bits int) *rsa.PrivateKey {
 func TestShortRSA(t *testing.T) {
 	t.Parallel()
 	tok := openToken(t, t.TempDir(), Options{Insecure: true})
-	private := &token.PrivateKey{Algorithm: token.RSA2048, RSA: mustRSA(t, 2046)}
-	key := importKey(t, tok, private, token.UseSign).(token.Signer)
-	req := tokentest.DefaultSignRequest(token.RSA2048, []byte("message"))
-	signature, err := key.Sign(t.Context(), req)
-	if err != nil {
-		t.Fatal(err)
+	for _, bits := range []int{2046, 2048 - shortRSA + 1} {
+		private := &token.PrivateKey{Algorithm: token.RSA2048, RSA: mustRSA(t, bits)}
+		key := importKey(t, tok, private, token.UseSign).(token.Signer)
+		req := tokentest.DefaultSignRequest(token.RSA2048, []byte("message"))
+		signature, err := key.Sign(t.Context(), req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := tokentest.Verify(key.Public(), req, signature); err != nil {
+			t.Error(err)
+		}
+		if !bytes.Equal(key.Public().Octets, x509.MarshalPKCS1PublicKey(&private.RSA.PublicKey)) {
+			t.Error("public key differs")
+		}
 	}
-	if err := tokentest.Verify(key.Public(), req, signature); err != nil {
-		t.Error(err)
-	}
-	if !bytes.Equal(key.Public().Octets, x509.MarshalPKCS1PublicKey(&private.RSA.PublicKey)) {
-		t.Error("public key differs")
-	}
+	private := &token.PrivateKey{Algorithm: token.RSA2048, RSA: mustRSA(t, 2048-shortRSA)}
+	_, err := tok.Import(t.Context(), token.ImportRequest{Private: private, Use: token.UseSign})
+	wantErr(t, "a modulus that is shorter still", err, token.ErrBadKey)
 }
 
 // TestCompositeSigning adds two scalars, imports the sum and signs with it twice: the
