@@ -267,7 +267,7 @@ func useAgreement(t *testing.T, e *Entry) {
 // An RSA key has a name in G2 that is not its fingerprint: published KeyData bears it.
 func TestFindByEveryAlias(t *testing.T) {
 	t.Parallel()
-	f := newRing(t, fakeTPM())
+	f := newRing(t, tokentest.NewFake(tokentest.FakeOptions{Name: "tpm", Kind: "tpm", Algorithms: token.Algorithms()}))
 	for _, c := range []struct {
 		a     token.Algorithm
 		use   token.Use
