@@ -86,6 +86,9 @@ var replyTypes = map[string]func() any{
 	mesh.TagResultGenerate:      func() any { return new(mesh.ResultGenerate) },
 	mesh.TagResultShare:         func() any { return new(mesh.ResultShare) },
 	mesh.TagResult:              func() any { return new(mesh.Failure) },
+
+	mesh.TagAttestIdentifyResponse: func() any { return new(mesh.AttestIdentifyResponse) },
+	mesh.TagAttestAnswerResponse:   func() any { return new(mesh.AttestAnswerResponse) },
 }
 
 // TestProtocolPage runs docs/protocol.md: requests are sent in their order, and what is
