@@ -49,7 +49,7 @@ func (k *Keyring) newParts(r store.Record, alg token.Algorithm, use token.Use, s
 			pcrs:       rp.PCRs,
 			software:   k.software,
 		}
-		if err := checkGuard(p); err != nil {
+		if err := errors.Join(checkGuard(p), checkProtection(p)); err != nil {
 			return nil, err
 		}
 		var err error
@@ -63,6 +63,20 @@ func (k *Keyring) newParts(r store.Record, alg token.Algorithm, use token.Use, s
 		parts = append(parts, p)
 	}
 	return parts, nil
+}
+
+// checkProtection refuses a protection that is not the token's own: an edited record must not
+// call a software key one of a token.
+func checkProtection(p *part) error {
+	switch p.protection {
+	case token.ProtectionSealed: // see checkGuard
+		return nil
+	case token.ProtectionToken, token.ProtectionSoftware:
+		if p.token == nil || p.token.Info().Protection == p.protection {
+			return nil
+		}
+	}
+	return fmt.Errorf("protection %q is not that of token %q", string(p.protection), p.tokenName)
 }
 
 // open returns the key, which stays open. One caller opens it, others wait for that.
