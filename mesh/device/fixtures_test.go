@@ -388,3 +388,71 @@ func TestMessageNames(t *testing.T) {
 	same(t, "envelope of the request", must(EnvelopeID("NDTL-GUGD-IBJR-4ENF-M4E3-7YJY-OCLR")), "MAC2-EOFV-EAVW-LCJQ-NO2I-UWJ4-IJCV")
 	same(t, "answer to the acknowledgement", must(ResponseID("YDLF-TRCY-GPUF-HGY3-7NRH-IIIG-DTGX")), "MBVK-ZODF-LLR2-AHO6-FWDB-NVNJ-GXIC")
 }
+
+// A chain of December 2021, with the names and the stripped connection of that time, and
+// without ProfileUdf.
+func TestCatalogOf2021(t *testing.T) {
+	t.Parallel()
+	for _, name := range fixtures(t, "catalog-g1-*.json", 1) {
+		c, err := ParseCatalogedDevice(load[struct{ Input json.RawMessage }](t, name).Input)
+		if err != nil {
+			t.Fatal(err)
+		}
+		user := must(ParseProfileUser(c.ProfileUser, now))
+		v := Verification{Account: user.Name(), Now: now}
+		_, err = v.VerifyPublic(c)
+		wantStep(t, name, err, StepBinding, TagConnectionDevice, ErrMissing)
+		v.AllowNoProfileUdf = true
+		m, err := v.VerifyPublic(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		same(t, "activations", len(c.Activations), 2)
+		same(t, "account's activation to the combined key", names(c.Activations[1], *m.Connection.Encryption, mesh.G1), true)
+	}
+}
+
+// The keys of published accounts as their devices get them: the stores' keys are those of the
+// seed, where it is known.
+func TestAccountActivationFixtures(t *testing.T) {
+	t.Parallel()
+	for _, name := range fixtures(t, "activation-common-*.json", 2) {
+		f := load[struct {
+			Generation string
+			Input      json.RawMessage
+		}](t, name)
+		g := must(mesh.ParseGeneration(f.Generation))
+		a, err := ParseAccountActivation(f.Input, g)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all, _ := Stores(g)
+		seed := escrowedSeed(t, f.Generation)
+		same(t, "stores", len(a.Entries), len(all))
+		for i, e := range a.Entries {
+			same(t, "store", e.Resource, all[i])
+			want := must(StoreKey(seed, e.Resource, g))
+			sameHex(t, e.Resource, must(e.Key.PrivateParameters.PrivateKey()).Seed, want.Seed)
+		}
+		for o, k := range map[Operation]*mesh.KeyData{Encrypt: a.Encryption, Sign: a.Signature, Authenticate: a.Authentication} {
+			sameHex(t, string(o), must(k.PrivateParameters.PrivateKey()).Seed, must(AccountKey(seed, o, "", g)).Seed)
+		}
+		again := must(ParseAccountActivation(must(a.marshal()), g))
+		same(t, "written and read", len(again.Entries), len(a.Entries))
+		_, err = ParseAccountActivation(f.Input, mesh.G1+mesh.G2-g)
+		wantErr(t, "as of the other generation", err, ErrActivation)
+		a.Wipe()
+		sameHex(t, "wiped", a.Encryption.PrivateParameters.PrivateKeyECDH.Private, make([]byte, 56))
+	}
+}
+
+// escrowedSeed is the seed of the account of the newest examples of a generation.
+func escrowedSeed(t *testing.T, generation string) *mesh.Seed {
+	t.Helper()
+	f := load[struct {
+		Expect struct {
+			Seed string `json:"seed_udf"`
+		}
+	}](t, map[string]string{"g1": "account-escrow-g1-286d44f56.json", "g2": "account-escrow-g2-release_1.0.2.json"}[generation])
+	return must(mesh.ParseSeed(f.Expect.Seed))
+}
