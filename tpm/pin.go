@@ -80,6 +80,12 @@ func (p *pinState) locked() bool {
 	return p.object != nil && p.secret == nil
 }
 
+func (p *pinState) isSet() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.object != nil
+}
+
 // offer is what a request has to get at the secret.
 type offer struct {
 	secret []byte  // set if the token is unlocked

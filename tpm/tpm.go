@@ -74,6 +74,7 @@ const (
 // Token is a TPM. Its methods may be called from several goroutines at once; the TPM
 // does one thing at a time.
 type Token struct {
+	device    string // Options.Device
 	state     stateDir
 	pin       *pinState
 	requests  chan *request
@@ -143,7 +144,7 @@ func newToken(o Options) (*Token, error) {
 	}
 	life, interrupt := context.WithCancel(context.Background())
 	t := &Token{
-		state: state, pin: pin,
+		device: o.Device, state: state, pin: pin,
 		requests: make(chan *request), quit: make(chan struct{}),
 		interrupt: interrupt, done: make(chan struct{}),
 	}

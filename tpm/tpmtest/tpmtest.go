@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -23,6 +24,9 @@ type TPM struct {
 	// Socket is the path of the data socket, short enough for sun_path.
 	Socket string
 
+	// address is HOST:PORT of the data socket instead, if not empty.
+	address string
+
 	tb     testing.TB
 	dir    string
 	cancel context.CancelFunc
@@ -34,6 +38,22 @@ type TPM struct {
 func Start(tb testing.TB) *TPM {
 	tb.Helper()
 	t := newTPM(tb)
+	t.start()
+	return t
+}
+
+// StartTCP is Start for a TPM whose data socket is a TCP port of the loopback interface.
+func StartTCP(tb testing.TB) *TPM {
+	tb.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0") // finds a free port
+	if err != nil {
+		tb.Fatal(err)
+	}
+	t := newTPM(tb)
+	t.address = l.Addr().String()
+	if err := l.Close(); err != nil {
+		tb.Fatal(err)
+	}
 	t.start()
 	return t
 }
@@ -56,7 +76,42 @@ func newTPM(tb testing.TB) *TPM {
 }
 
 // Device returns the name by which tpm.Open and $MESH_AGENT_TPM know this TPM.
-func (t *TPM) Device() string { return "swtpm:" + t.Socket }
+func (t *TPM) Device() string {
+	if t.address != "" {
+		return "tcp:" + t.address
+	}
+	return "swtpm:" + t.Socket
+}
+
+// Reset resets the TPM without breaking its connection, by CMD_INIT on swtpm's control
+// socket (swtpm_ioctls(3)). It then awaits TPM2_Startup.
+func (t *TPM) Reset() {
+	t.tb.Helper()
+	c, err := net.Dial("unix", t.Socket+".ctrl")
+	if err != nil {
+		t.tb.Fatal(err)
+	}
+	defer c.Close()
+	if _, err := c.Write([]byte{0, 0, 0, 2, 0, 0, 0, 0}); err != nil {
+		t.tb.Fatal(err)
+	}
+	var result [4]byte
+	if _, err := io.ReadFull(c, result[:]); err != nil || result != [4]byte{} {
+		t.tb.Fatalf("reset: result %x, %v", result, err)
+	}
+}
+
+// server is where swtpm listens, in its words and in those of net.Dial.
+func (t *TPM) server() (option, network, address string) {
+	if t.address == "" {
+		return "type=unixio,path=" + t.Socket + ",mode=0600", "unix", t.Socket
+	}
+	host, port, err := net.SplitHostPort(t.address)
+	if err != nil {
+		t.tb.Fatal(err)
+	}
+	return "type=tcp,port=" + port + ",bindaddr=" + host, "tcp", t.address
+}
 
 // Kill ends the process at once, as a loss of power does. The TPM's state stays.
 func (t *TPM) Kill() {
@@ -96,11 +151,12 @@ func (t *TPM) start() {
 	if err := os.MkdirAll(t.state(), 0o700); err != nil {
 		t.tb.Fatal(err)
 	}
+	server, _, _ := t.server()
 	ctx, cancel := context.WithCancel(context.Background())
 	t.cancel, t.exited, t.stderr = cancel, make(chan struct{}), new(bytes.Buffer)
 	cmd := exec.CommandContext(ctx, program, "socket", "--tpm2",
 		"--tpmstate", "dir="+t.state()+",mode=0600",
-		"--server", "type=unixio,path="+t.Socket+",mode=0600",
+		"--server", server,
 		"--ctrl", "type=unixio,path="+t.Socket+".ctrl,mode=0600",
 		"--flags", "not-need-init,startup-clear")
 	cmd.Stdout, cmd.Stderr = t.stderr, t.stderr
@@ -129,8 +185,9 @@ func (t *TPM) wait() {
 	defer deadline.Stop()
 	poll := time.NewTicker(time.Millisecond)
 	defer poll.Stop()
+	_, network, address := t.server()
 	for {
-		c, err := net.Dial("unix", t.Socket)
+		c, err := net.Dial(network, address)
 		if err == nil {
 			c.Close()
 			return
