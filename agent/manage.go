@@ -103,13 +103,16 @@ func checkLabel(label string) error {
 	return nil
 }
 
+// maxShareTo is how many shares one reply holds on every curve.
+const maxShareTo = 192
+
 // parseShareTo decodes the recipients of a key of use split. Other uses have none.
 func parseShareTo(use token.Use, values []strictjson.Value) ([]token.PublicKey, error) {
 	switch n := len(values); {
 	case use != token.UseSplit && n != 0:
 		return nil, malformed("ShareTo", "only for use split")
-	case use == token.UseSplit && (n < 2 || n > token.MaxShares):
-		return nil, malformed("ShareTo", "use split needs from 2 to %d recipients", token.MaxShares)
+	case use == token.UseSplit && (n < 2 || n > maxShareTo):
+		return nil, malformed("ShareTo", "use split needs from 2 to %d recipients", maxShareTo)
 	}
 	var out []token.PublicKey
 	for i, v := range values {
@@ -218,10 +221,12 @@ func importOptions(req mesh.KeyImportRequest) (keyfile.Options, error) {
 // key are tried first; a kid is a hint that anybody can write. The caller wipes the plaintext.
 func (r *request) openEnvelope(ctx context.Context, keyID string, data []byte) ([]byte, error) {
 	key, err := r.grant(keyID, policy.Decrypt)
-	if errors.Is(err, token.ErrNotFound) {
+	switch {
+	case errors.Is(err, token.ErrNotFound):
 		return nil, &failure{statusNotFound, "UnwrapWith: no such key"}
-	}
-	if err != nil {
+	case err == errKeyID:
+		return nil, malformed("UnwrapWith", "%s", keyIDWanted)
+	case err != nil:
 		return nil, err
 	}
 	envelope, err := mesh.ParseEnvelope(data)

@@ -144,7 +144,9 @@ func (r *request) grant(keyID string, op policy.Operation) (grant, error) {
 }
 
 // errKeyID refuses a KeyId that is not one, or that is short enough to name two keys.
-var errKeyID = malformed("KeyId", "at least 28 characters of the UDF of one key expected")
+var errKeyID = malformed("KeyId", keyIDWanted)
+
+const keyIDWanted = "at least 28 characters of the UDF of one key expected"
 
 // permit asks the policy.
 func (r *request) permit(entry *keyring.Entry, op policy.Operation) error {
@@ -259,6 +261,9 @@ func checkPoints(member string, given ...mesh.PublicParameters) error {
 	for _, g := range given {
 		if g.PublicKeyECDH == nil || g.PublicKeyRSA != nil {
 			return malformed(member, "PublicKeyECDH expected")
+		}
+		if g.PublicKeyECDH.Public == nil {
+			return malformed(member, "PublicKeyECDH.Public missing")
 		}
 	}
 	return nil

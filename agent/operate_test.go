@@ -73,6 +73,8 @@ func TestMalformedMessage(t *testing.T) {
 		{`{"KeyGenerateRequest":{"Token":"t","Algorithm":"X25519","Use":"split"}}`, "KeyGenerateResponse", "ShareTo: "},
 		{`{"KeyGenerateRequest":{"Token":"t","Algorithm":"X25519","Use":"agree","ShareTo":[{}]}}`, "KeyGenerateResponse", "ShareTo: "},
 		{`{"KeyGenerateRequest":{"Token":"t","Algorithm":"X25519","Use":"split","ShareTo":[{},{}]}}`, "KeyGenerateResponse", "ShareTo: "},
+		{`{"KeyGenerateRequest":{"Token":"t","Algorithm":"X25519","Use":"split","ShareTo":[{}` + strings.Repeat(",{}", 192) + `]}}`, "KeyGenerateResponse", "ShareTo: use split needs from 2 to 192"},
+		{`{"KeyImportRequest":{"Token":"t","Use":"agree","Key":"AAAA","UnwrapWith":"MAAA"}}`, "KeyImportResponse", "UnwrapWith: "},
 		{`{"KeyGenerateRequest":{"Token":"t","Algorithm":"P256","Use":"sign","Label":"a\nb"}}`, "KeyGenerateResponse", "Label: "},
 		{`{"KeyGenerateRequest":{"Token":"t","Algorithm":"P256","Use":"sign","Label":"` + strings.Repeat("x", 300) + `"}}`, "KeyGenerateResponse", "Label: "},
 		{`{"KeyImportRequest":{"Token":"t","Use":"sign"}}`, "KeyImportResponse", "Key: missing"},
@@ -190,6 +192,8 @@ func TestRefusedOperations(t *testing.T) {
 		{agree(k.x448, `"PublicKey":{}`), agreed, 400, "PublicKey"},
 		{agree(k.x448, `"PublicKey":null`), agreed, 400, "PublicKey"},
 		{agree(k.x448, `"PublicKey":{"PublicKeyRSA":{"n":"AA","e":"AA"}}`), agreed, 400, "PublicKey"},
+		{agree(k.x448, `"PublicKey":{"PublicKeyECDH":{"crv":"X448"}}`), agreed, 400, "PublicKey: PublicKeyECDH.Public missing"},
+		{agree(k.x448, `"PublicKey":{"PublicKeyECDH":{"crv":"X448","Public":""}}`), agreed, 422, "length"},
 		{agree(k.x448, `"PublicKey":{"PublicKeyECDH":{"crv":"X448","Public":"=="}}`), agreed, 400, "PublicKey.PublicKeyECDH.Public"},
 		{agree(k.x448, `"PublicKey":`+ecdh("X25519", make([]byte, 32))), agreed, 400, "PublicKey"},
 		{agree(k.x448, `"PublicKey":`+ecdh("X448z", k.peer.Bytes())), agreed, 400, "PublicKey"},
@@ -488,6 +492,25 @@ func TestShare(t *testing.T) {
 	json := operateJSON(t, k.Agent, `{"KeyImportRequest":{"Token":"t","Use":"agree","Key":"`+b64(out.Shares[0].Envelope)+`","UnwrapWith":"`+k.x448.Udf+`"}}`)
 	if !strings.Contains(json, `"Status":400,"StatusDescription":"Key: `) {
 		t.Errorf("with another key: %s", json)
+	}
+}
+
+// TestShareToMany wants a key with as many recipients as it can have to be of use: the
+// shares on the largest curve fit one reply.
+func TestShareToMany(t *testing.T) {
+	t.Parallel()
+	a := newAgent(t, Limits{}, newFake("t"))
+	var shareTo []token.PublicKey
+	sum := keyshare.BasePoint(keyshare.X448)
+	for range maxShareTo {
+		shareTo = append(shareTo, token.PublicKey{Algorithm: token.X448, Octets: sum.Bytes()})
+		sum, _ = sum.Add(keyshare.BasePoint(keyshare.X448))
+	}
+	split := generate(t, a, "t", token.P521, token.UseSplit, shareTo...)
+	r := operateResult(t, a, fmt.Sprintf(`{"CryptographicOperationShare":{"KeyId":"%s","Threshold":2,"Shares":%d}}`, split.Udf, maxShareTo))
+	var out mesh.ResultShare
+	if err := r.Decode(&out); err != nil || out.Status != 201 || len(out.Shares) != maxShareTo {
+		t.Fatalf("%.200s: %v", r.Body, err)
 	}
 }
 
