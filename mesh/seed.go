@@ -88,6 +88,8 @@ type Seed struct {
 	octets []byte // specifier, secret
 }
 
+var errNotSeed = fmt.Errorf("UDF is not a private key seed: %w", token.ErrBadKey)
+
 // ParseSeed reads a seed as text: Z.... Its secret has at least one octet.
 func ParseSeed(text string) (*Seed, error) {
 	octets, err := ParseUDF(text)
@@ -95,6 +97,9 @@ func ParseSeed(text string) (*Seed, error) {
 		return nil, fmt.Errorf("read seed: %w: %w", token.ErrBadKey, err)
 	}
 	defer clear(octets)
+	if UDFType(octets[0]) != UDFSeed {
+		return nil, errNotSeed
+	}
 	return ParseSeedOctets(octets)
 }
 
@@ -105,7 +110,7 @@ func ParseSeedOctets(octets []byte) (*Seed, error) {
 		octets = octets[1:]
 	}
 	if len(octets) == 0 || UDFType(octets[0]) != UDFSeed {
-		return nil, fmt.Errorf("UDF is not a private key seed: %w", token.ErrBadKey)
+		return nil, errNotSeed
 	}
 	if len(octets) < 4 {
 		return nil, fmt.Errorf("seed has no secret: %w", token.ErrBadKey)

@@ -305,6 +305,18 @@ func TestSeedAlgorithm(t *testing.T) {
 	}
 }
 
+// A zero octet in front is what recovery may leave among octets; as text it is another UDF.
+func TestSeedLeadingZero(t *testing.T) {
+	t.Parallel()
+	octets := append([]byte{0}, mustSeed(t, seedText(2, "sixteen octets!!")).Octets()...)
+	if _, err := ParseSeedOctets(octets); err != nil {
+		t.Error(err)
+	}
+	if _, err := ParseSeed(UDFText(octets)); !errors.Is(err, token.ErrBadKey) {
+		t.Errorf("read as a seed: %v", err)
+	}
+}
+
 // A seed that fixes its algorithm derives the same in both generations, a generic one does not.
 func TestDeriveGenerations(t *testing.T) {
 	t.Parallel()
