@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"unicode"
 
 	"github.com/spf13/cobra"
 
@@ -40,15 +41,29 @@ func report(w io.Writer, command *cobra.Command, err error) int {
 	if errors.Is(err, context.Canceled) {
 		err = errors.New("interrupted")
 	}
-	fmt.Fprintf(w, "mesh-agent: %s: %v\n", what, err)
+	fmt.Fprintf(w, "mesh-agent: %s: %s\n", what, oneLine(err.Error()))
 	if advice := adviceFor(command, err); advice != "" {
-		fmt.Fprintf(w, "hint: %s\n", advice)
+		fmt.Fprintf(w, "hint: %s\n", oneLine(advice))
 	}
 	var usage usageError
 	if errors.As(err, &usage) {
 		return 2
 	}
 	return 1
+}
+
+// oneLine returns text with joined errors in one line, and without what a terminal could
+// obey: a name in an error may come out of a file of somebody else's.
+func oneLine(text string) string {
+	var b strings.Builder
+	for _, r := range strings.ReplaceAll(text, "\n", "; ") {
+		if unicode.IsPrint(r) {
+			b.WriteRune(r)
+		} else {
+			fmt.Fprintf(&b, "\\u%04x", r)
+		}
+	}
+	return b.String()
 }
 
 // adviceFor finds what to do about an error.
