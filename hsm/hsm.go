@@ -61,7 +61,7 @@ type Token struct {
 	identity *tokenInfo    // guarded by lock, as all below: the token first seen
 	pin      secret.Bytes  // that the token took last
 	rejected rejected
-	findings []string
+	findings []token.Finding // what probing showed
 	probed   bool
 }
 
@@ -420,12 +420,4 @@ func (t *Token) lose(b *binding) {
 	}
 	t.setInfo(nil, token.StateAbsent)
 	t.lookAgain()
-}
-
-// Findings returns what is wrong with the token, for doctor: attributes that it takes and
-// does not honour. It is empty until the token was unlocked once.
-func (t *Token) Findings() []string {
-	t.lock <- struct{}{}
-	defer func() { <-t.lock }()
-	return slices.Clone(t.findings)
 }

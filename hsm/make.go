@@ -15,6 +15,9 @@ import (
 // token.ErrAuthNeeded, token.ErrAuthWrong, token.ErrLockedOut, token.ErrAbsent, token.ErrReplaced;
 // token.ErrFault if the key is not what was asked for, and was destroyed.
 func (t *Token) Generate(ctx context.Context, req token.GenerateRequest) (created token.Created, err error) {
+	if req.Place != (token.Place{}) {
+		return created, fmt.Errorf("pkcs11: generate key: %w", errPlace)
+	}
 	err = t.make(ctx, "generate key", req.Algorithm, req.Use, req.Policy, req.Auth, func(b *binding, k kind) (err error) {
 		id := newID(req.Algorithm, req.Use, 0, req.Associated)
 		created, err = t.generate(ctx, b, k, req.Use, req.Policy, id, label(req.Algorithm, req.Use))
@@ -22,6 +25,8 @@ func (t *Token) Generate(ctx context.Context, req token.GenerateRequest) (create
 	})
 	return created, err
 }
+
+var errPlace = fmt.Errorf("a PKCS#11 token has no named places: %w", token.ErrUnsupported)
 
 // make checks a request for a new key and runs f.
 func (t *Token) make(ctx context.Context, what string, a token.Algorithm, u token.Use, p token.Policy, auth token.Auth, f func(*binding, kind) error) error {
@@ -240,12 +245,16 @@ func (t *Token) destroy(ctx context.Context, b *binding, handles ...uint64) erro
 	return errors.Join(errs...)
 }
 
-// Delete destroys both halves of a key pair.
+// Delete destroys both halves of a key pair. A key that was adopted is left as it is: other programs
+// may use it.
 // Errors: token.ErrNotFound, token.ErrAuthNeeded, token.ErrAbsent, token.ErrReplaced.
 func (t *Token) Delete(ctx context.Context, encoded []byte) error {
 	h, err := decodeHandle(encoded)
 	if err != nil {
 		return fmt.Errorf("pkcs11: delete key: %w: not a handle of a PKCS#11 key", token.ErrNotFound)
+	}
+	if h.found {
+		return nil
 	}
 	return t.use(ctx, token.Auth{}, "delete key", func(b *binding) error {
 		if h.serial != b.info.serial {
@@ -278,6 +287,9 @@ func (t *Token) Delete(ctx context.Context, encoded []byte) error {
 func (t *Token) Import(ctx context.Context, req token.ImportRequest) (created token.Created, err error) {
 	if req.Private == nil {
 		return created, fmt.Errorf("pkcs11: import key: %w: none given", token.ErrBadKey)
+	}
+	if req.Place != (token.Place{}) {
+		return created, fmt.Errorf("pkcs11: import key: %w", errPlace)
 	}
 	a := req.Private.Algorithm
 	err = t.make(ctx, "import key", a, req.Use, req.Policy, req.Auth, func(b *binding, k kind) error {

@@ -56,6 +56,7 @@ const (
 	shortLife       = time.Second // a helper that ends sooner makes the next one wait
 	firstBackOff    = 50 * time.Millisecond
 	longestBackOff  = time.Second
+	bearableWait    = 250 * time.Millisecond
 	maxSessionLimit = 64
 )
 
@@ -139,10 +140,12 @@ func (m *Module) ensure(ctx context.Context) (*child, error) {
 			return c, nil
 		}
 		if m.starting == nil {
-			if err := m.beginStart(); err != nil {
+			wait := m.untilStart()
+			if wait > bearableWait {
 				m.mu.Unlock()
-				return nil, err
+				return nil, fmt.Errorf("%w: next start in %v", ErrCrashed, wait.Round(time.Millisecond))
 			}
+			m.beginStart(wait)
 		}
 		starting := m.starting
 		m.mu.Unlock()
@@ -160,10 +163,9 @@ func (m *Module) ensure(ctx context.Context) (*child, error) {
 	}
 }
 
-// beginStart starts a helper in the background, unless the last ones ended too soon and too
-// recently. The caller holds mu.
-func (m *Module) beginStart() error {
-	now := time.Now()
+// untilStart returns how long the next start is put off, because the last helpers ended too soon.
+// The caller holds mu.
+func (m *Module) untilStart() time.Duration {
 	if old := m.child; old != nil {
 		m.child = nil
 		if old.ended().Sub(old.started) < shortLife {
@@ -172,12 +174,15 @@ func (m *Module) beginStart() error {
 			m.failures = 0
 		}
 	}
-	if wait := m.notBefore.Sub(now); wait > 0 {
-		return fmt.Errorf("%w: next start in %v", ErrCrashed, wait.Round(time.Millisecond))
-	}
+	return time.Until(m.notBefore)
+}
+
+// beginStart starts a helper in the background, after a delay. The caller holds mu.
+func (m *Module) beginStart(wait time.Duration) {
 	done := make(chan struct{})
 	m.starting = done
 	go func() {
+		time.Sleep(wait)
 		c, err := startChild(m.options)
 		m.mu.Lock()
 		defer m.mu.Unlock()
@@ -193,12 +198,13 @@ func (m *Module) beginStart() error {
 		}
 		close(done)
 	}()
-	return nil
 }
 
 // backOff puts off the next start. The caller holds mu.
 func (m *Module) backOff(since time.Time) {
-	m.notBefore = since.Add(min(firstBackOff<<min(m.failures, 10), longestBackOff))
+	if m.failures > 0 {
+		m.notBefore = since.Add(min(firstBackOff<<min(m.failures-1, 10), longestBackOff))
+	}
 	m.failures++
 }
 

@@ -2,7 +2,6 @@ package hsm
 
 import (
 	"context"
-	"fmt"
 
 	"github.com/mesh-agent/mesh-agent/token"
 )
@@ -19,20 +18,16 @@ func (t *Token) probeLocked(ctx context.Context, b *binding) {
 	if !ok || k.sign == 0 {
 		return
 	}
-	report := func(format string, args ...any) { t.findings = append(t.findings, fmt.Sprintf(format, args...)) }
+	report := func(text, mend string) {
+		t.findings = append(t.findings, token.Finding{Severity: token.SeverityWarning, Text: text, Mend: mend})
+	}
 	if honoured, tried := t.probeAsks(ctx, b, k); tried && !honoured {
-		report("the token ignores CKA_ALWAYS_AUTHENTICATE: a key cannot ask for the PIN each time")
+		report("the token ignores CKA_ALWAYS_AUTHENTICATE: a key in it cannot ask for the PIN each time",
+			"keep keys that must ask in another token")
 	}
 	if honoured, tried := t.probeWrap(ctx, b, k); tried && !honoured {
-		report("the token wraps keys with CKA_EXTRACTABLE false: whoever has the PIN can take private keys out")
-	}
-	for _, flag := range []struct {
-		bit  uint64
-		text string
-	}{{ckfPINFinalTry, ErrPINFinalTry.Error()}, {ckfPINCountLow, ErrPINCountLow.Error()}} {
-		if b.info.flags&flag.bit != 0 {
-			report("before it was unlocked: %s", flag.text)
-		}
+		report("the token wraps keys with CKA_EXTRACTABLE false: whoever has the PIN can take private keys out",
+			"treat its keys as keys in a file with a passphrase")
 	}
 }
 
