@@ -67,6 +67,7 @@ type worker struct {
 	life    context.Context // ends with the token
 	client  *pcsc.Client    // nil if not connected to pcscd
 	session *session        // nil if not connected to the card
+	open    bool            // the session's transaction of a request that went well is open still
 	pin     pin
 	version applet.Version // of our card, once known
 }
@@ -95,6 +96,7 @@ func (w *worker) loop() {
 			return
 		case r := <-w.token.requests:
 			r.done <- w.serve(r)
+			w.end()
 			linger.Reset(w.token.options.Linger)
 		case <-linger.C:
 			w.release()
@@ -168,23 +170,41 @@ func (w *worker) attempt(ctx context.Context, r *request) error {
 		w.drop(err)
 		return err
 	}
+	if err == nil {
+		w.open = true // the result need not wait for end
+		return nil
+	}
 	if endErr := s.card.End(ctx, pcsc.LeaveCard); endErr != nil {
 		w.drop(endErr)
-		if err != nil && stale(endErr) { // the card was reset under it; a result stands
+		if stale(endErr) { // the card was reset under it
 			return fmt.Errorf("%w: %w", endErr, err)
 		}
-	} else if time.Since(s.since) > maxHold {
-		w.release()
 	}
 	return err
+}
+
+// end ends the transaction of a request that went well, and lets the card go if it was held
+// long enough.
+func (w *worker) end() {
+	if !w.open {
+		return
+	}
+	w.open = false
+	ctx, cancel := context.WithTimeout(w.life, closeGrace)
+	defer cancel()
+	if err := w.session.card.End(ctx, pcsc.LeaveCard); err != nil {
+		w.drop(err)
+	} else if time.Since(w.session.since) > maxHold {
+		w.release()
+	}
 }
 
 // begin begins a transaction with our card and selects the application.
 func (w *worker) begin(ctx context.Context) error {
 	if w.session != nil {
-		err := w.session.card.Begin(ctx)
+		err := w.session.SelectIn(ctx, w.session.card.BeginTransmit)
 		if err == nil {
-			return w.session.Select(ctx)
+			return nil
 		}
 		w.drop(err)
 		if !stale(err) {

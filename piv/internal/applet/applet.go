@@ -57,11 +57,34 @@ func (a Applet) send(ctx context.Context, ins, p1, p2 byte, data []byte) ([]byte
 // another application selected before means that it is lost. Errors: ErrNoApplet.
 func (a Applet) Select(ctx context.Context) error {
 	_, err := a.send(ctx, insSelect, 4, 0, pivAID())
+	return selected(err)
+}
+
+// SelectIn is Select where transmit sends the first command, which it does not keep.
+func (a Applet) SelectIn(ctx context.Context, transmit func(context.Context, []byte) ([]byte, error)) error {
+	_, err := apdu.Send(ctx, first{transmit, a.card}, apdu.Command{INS: insSelect, P1: 4, Data: pivAID()})
+	return selected(err)
+}
+
+func selected(err error) error {
 	var status apdu.Status
 	if errors.As(err, &status) {
 		return fmt.Errorf("%w: select: %w", ErrNoApplet, err)
 	}
 	return err
+}
+
+// first is a card whose SELECT goes another way.
+type first struct {
+	transmit func(context.Context, []byte) ([]byte, error)
+	apdu.Transmitter
+}
+
+func (f first) Transmit(ctx context.Context, command []byte) ([]byte, error) {
+	if command[1] == insSelect {
+		return f.transmit(ctx, command)
+	}
+	return f.Transmitter.Transmit(ctx, command)
 }
 
 // Version is a firmware version.

@@ -87,36 +87,85 @@ func (k *Card) End(ctx context.Context, d Disposition) error {
 	return nil
 }
 
-// Transmit sends a short command APDU and returns the response, 2 to 258 octets.
-// struct transmit_struct: handle, two protocol headers, lengths, result; the APDUs follow.
-func (k *Card) Transmit(ctx context.Context, command []byte) ([]byte, error) {
-	if len(command) < 4 || len(command) > maxCommand {
-		return nil, fmt.Errorf("transmit: command of %d octets", len(command))
+// BeginTransmit is Begin and then Transmit, in one round trip. The command may be given to the card
+// without a transaction if another program ends one at that moment: it must be one that does
+// no harm then, as SELECT.
+func (k *Card) BeginTransmit(ctx context.Context, command []byte) ([]byte, error) {
+	for pause := pollFirst; ; pause = min(2*pause, pollMost) {
+		response, began, err := k.beginTransmit(ctx, command)
+		if began || !errors.Is(err, SharingViolation) {
+			return response, err
+		}
+		if err := Pause(ctx, pause); err != nil {
+			return nil, fmt.Errorf("begin transaction: %w", err)
+		}
 	}
-	const pciLen = 16 // sizeof(SCARD_IO_REQUEST); pcscd does not look at it
-	c := k.client
-	release, err := c.begin(ctx)
+}
+
+func (k *Card) beginTransmit(ctx context.Context, command []byte) (response []byte, began bool, err error) {
+	release, err := k.client.begin(ctx)
+	if err != nil {
+		return nil, false, err
+	}
+	defer release()
+	begin := words(k.handle, 0)
+	if err := k.client.queue(cmdBegin, begin, nil); err != nil {
+		return nil, false, err
+	}
+	if err := k.sendTransmit(ctx, command); err != nil {
+		return nil, false, err
+	}
+	if err := k.client.read(ctx, begin); err != nil {
+		return nil, false, err
+	}
+	failed := check(word(begin, 1))
+	response, err = k.readTransmit(ctx)
+	if failed != nil && !k.client.Broken() {
+		return nil, false, fmt.Errorf("begin transaction: %w", failed)
+	}
+	return response, true, err
+}
+
+// Transmit sends a short command APDU and returns the response, 2 to 258 octets.
+func (k *Card) Transmit(ctx context.Context, command []byte) ([]byte, error) {
+	release, err := k.client.begin(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer release()
+	if err := k.sendTransmit(ctx, command); err != nil {
+		return nil, err
+	}
+	return k.readTransmit(ctx)
+}
+
+// transmitLen is the length of struct transmit_struct: handle, two protocol headers of two words
+// with the length of an APDU after each, and the result. The APDU follows it.
+const transmitLen = 8 * 4
+
+func (k *Card) sendTransmit(ctx context.Context, command []byte) error {
+	if len(command) < 4 || len(command) > maxCommand {
+		return k.client.fail(fmt.Errorf("transmit: command of %d octets", len(command)))
+	}
+	const pciLen = 16 // sizeof(SCARD_IO_REQUEST); pcscd does not look at it
 	request := words(k.handle, k.protocol, pciLen, uint32(len(command)), k.protocol, pciLen, maxResponse, 0)
-	if err := c.send(ctx, cmdTransmit, request, command); err != nil {
+	return k.client.send(ctx, cmdTransmit, request, command)
+}
+
+func (k *Card) readTransmit(ctx context.Context) ([]byte, error) {
+	var reply [transmitLen]byte
+	if err := k.client.read(ctx, reply[:]); err != nil {
 		return nil, err
 	}
-	reply := make([]byte, len(request))
-	if err := c.read(ctx, reply); err != nil {
-		return nil, err
-	}
-	if err := check(word(reply, 7)); err != nil {
+	if err := check(word(reply[:], 7)); err != nil {
 		return nil, fmt.Errorf("transmit: %w", err)
 	}
-	n := word(reply, 6)
-	if n > maxResponse || word(reply, 0) != k.handle {
-		return nil, c.fail(fmt.Errorf("%w: response of %d octets from handle %x", ErrProtocol, n, word(reply, 0)))
+	n := word(reply[:], 6)
+	if n > maxResponse || word(reply[:], 0) != k.handle {
+		return nil, k.client.fail(fmt.Errorf("%w: response of %d octets from handle %x", ErrProtocol, n, word(reply[:], 0)))
 	}
 	response := make([]byte, n)
-	if err := c.read(ctx, response); err != nil {
+	if err := k.client.read(ctx, response); err != nil {
 		return nil, err
 	}
 	if n < 2 {

@@ -67,6 +67,10 @@ var ErrProtocol = errors.New("pcscd breaks the protocol")
 // ErrBroken says that the connection to pcscd was lost, or given up before.
 var ErrBroken = errors.New("connection to pcscd lost")
 
+// bufferLen has room for the longest requests: connecting, or beginning a transaction and
+// transmitting.
+const bufferLen = 1024
+
 // Client is a connection to pcscd with one context. It is used by one goroutine at a time. After
 // ErrProtocol, ErrBroken or the end of a context it is of no more use.
 type Client struct {
@@ -178,13 +182,29 @@ func (c *Client) begin(ctx context.Context) (release func(), err error) {
 	}, nil
 }
 
+// send sends a request, after those that were queued.
 func (c *Client) send(ctx context.Context, command uint32, structure, more []byte) error {
-	b := append(c.buffer[:0], words(uint32(len(structure)), command)...)
-	b = append(append(b, structure...), more...)
-	_, err := c.conn.Write(b)
-	clear(b) // may hold a PIN
-	c.buffer = b
+	if err := c.queue(command, structure, more); err != nil {
+		return err
+	}
+	_, err := c.conn.Write(c.buffer)
+	clear(c.buffer) // may hold a PIN
+	c.buffer = c.buffer[:0]
 	return c.transport(ctx, err)
+}
+
+// queue appends a request to what the next send sends.
+func (c *Client) queue(command uint32, structure, more []byte) error {
+	if c.buffer == nil {
+		c.buffer = make([]byte, 0, bufferLen)
+	}
+	b := binary.NativeEndian.AppendUint32(c.buffer, uint32(len(structure)))
+	b = binary.NativeEndian.AppendUint32(b, command)
+	c.buffer = append(append(b, structure...), more...)
+	if cap(c.buffer) != bufferLen { // copies of PINs stay behind where a slice grows
+		return c.fail(fmt.Errorf("request of %d octets", len(c.buffer)))
+	}
+	return nil
 }
 
 func (c *Client) read(ctx context.Context, b []byte) error {
