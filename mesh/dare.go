@@ -26,7 +26,16 @@ type Header struct {
 	KeyID           string      `json:"kid,omitzero"` // published ones name a discarded key: ignore
 	Salt            Binary      `json:",omitzero"`
 	Recipients      []Recipient `json:"recipients,omitzero"`
-	ContentMetaData Binary      `json:",omitzero"` // JSON; see ContentType
+	ContentMetaData Binary      `json:",omitzero"` // JSON; see Meta
+	// SequenceInfo is there in frames of sequences, such as an account's catalogs.
+	SequenceInfo *SequenceInfo `json:",omitzero"`
+
+	Other strictjson.Value `json:",embed"`
+}
+
+// SequenceInfo says where in a sequence a frame is.
+type SequenceInfo struct {
+	Index int64
 
 	Other strictjson.Value `json:",embed"`
 }

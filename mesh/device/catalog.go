@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 
 	"github.com/mesh-agent/mesh-agent/internal/strictjson"
 	"github.com/mesh-agent/mesh-agent/mesh"
@@ -136,109 +135,6 @@ func (c *CatalogedDevice) wire() (*wireCatalog, error) {
 		w.ApplicationEntries = append(w.ApplicationEntries, t)
 	}
 	return w, nil
-}
-
-// ApplicationEntry is a device's activation of one application. Nobody signs it: whoever
-// knows the device's public key can make one. Its keys are used only after their public
-// parts were found in the account's catalog of applications, or by a person's decision.
-type ApplicationEntry struct {
-	// Tag is ApplicationEntrySsh, ...Mail, ...Group, ...Callsign.
-	Tag        string
-	Identifier string
-	Envelope   *mesh.Envelope // encrypted to the combined key
-}
-
-const tagApplicationEntry = "ApplicationEntry"
-
-type wireApplication struct {
-	Identifier          string         `json:",omitzero"`
-	EnvelopedActivation *mesh.Envelope `json:",omitzero"`
-
-	Other strictjson.Value `json:",embed"`
-}
-
-func readApplicationEntry(t strictjson.Tagged) (*ApplicationEntry, error) {
-	if !strings.HasPrefix(t.Tag, tagApplicationEntry) {
-		return nil, fmt.Errorf("%.32q among ApplicationEntries", t.Tag)
-	}
-	var w wireApplication
-	if err := decode(t.Body, &w); err != nil {
-		return nil, fmt.Errorf("%.32q: %w", t.Tag, err)
-	}
-	return &ApplicationEntry{Tag: t.Tag, Identifier: w.Identifier, Envelope: w.EnvelopedActivation}, nil
-}
-
-func (a *ApplicationEntry) tagged() (strictjson.Tagged, error) {
-	return strictjson.NewTagged(a.Tag, wireApplication{Identifier: a.Identifier, EnvelopedActivation: a.Envelope})
-}
-
-// ApplicationActivation is a decrypted activation of an application: private keys, as they
-// are. Wipe it after use.
-type ApplicationActivation struct {
-	Tag  string // ActivationApplicationSsh, ...Mail, ...Group
-	Keys map[string]*mesh.KeyData
-}
-
-const tagActivationApplication = "ActivationApplication"
-
-// applicationKeys are the members that hold private keys.
-var applicationKeys = [...]string{"ClientKey", "SmimeSign", "SmimeEncrypt", "OpenpgpSign", "OpenpgpEncrypt",
-	"AccountEncryption", "AdministratorSignature", "AccountAuthentication"}
-
-// Wipe overwrites the secrets.
-func (a *ApplicationActivation) Wipe() {
-	for _, k := range a.Keys {
-		wipeKey(k)
-	}
-}
-
-// ParseApplicationActivation reads a decrypted activation of an application. Public parts and
-// Udf members fit the private parts. The caller wipes plaintext and result.
-func ParseApplicationActivation(plaintext []byte, g mesh.Generation) (*ApplicationActivation, error) {
-	tagged, err := mesh.DecodeBody(plaintext)
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrActivation, err)
-	}
-	defer clear(tagged.Body)
-	if !strings.HasPrefix(tagged.Tag, tagActivationApplication) {
-		return nil, fmt.Errorf("%w: it is a %.32q, not one of an application", ErrActivation, tagged.Tag)
-	}
-	var members map[string]strictjson.Value
-	if err := decode(tagged.Body, &members); err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrActivation, err)
-	}
-	a := &ApplicationActivation{Tag: tagged.Tag, Keys: map[string]*mesh.KeyData{}}
-	for _, name := range applicationKeys {
-		body, ok := members[name]
-		if !ok {
-			continue
-		}
-		k := new(mesh.KeyData)
-		a.Keys[name] = k
-		if err = decode(body, k); err == nil {
-			err = checkPrivate(k, g)
-		}
-		clear(body)
-		if err != nil {
-			a.Wipe()
-			return nil, fmt.Errorf("%w: %s: %w", ErrActivation, name, err)
-		}
-	}
-	return a, nil
-}
-
-// Open decrypts the entry with the device's combined key for encryption. The caller wipes
-// the result. The errors are those of mesh.Envelope.Decrypt and ErrActivation.
-func (a *ApplicationEntry) Open(ctx context.Context, combined mesh.Agreer, g mesh.Generation) (*ApplicationActivation, error) {
-	if a.Envelope == nil {
-		return nil, fmt.Errorf("%w: %.32q is empty", ErrActivation, a.Tag)
-	}
-	plaintext, err := a.Envelope.Decrypt(ctx, combined)
-	if err != nil {
-		return nil, err
-	}
-	defer clear(plaintext)
-	return ParseApplicationActivation(plaintext, g)
 }
 
 // The results of a request for connection.

@@ -26,6 +26,23 @@ type Frame struct {
 	Tree mesh.Binary `json:",omitzero"`
 }
 
+// FrameOf returns where a frame of a catalog stands, from its header and trailer. Nobody signs
+// either: it helps against who replays old frames, not against who makes new ones.
+// The error is ErrFrame if it is no frame, mesh.ErrPayloadDigest if the body is another.
+func FrameOf(e *mesh.Envelope) (*Frame, error) {
+	if e.Header.SequenceInfo == nil || e.Header.SequenceInfo.Index < 0 {
+		return nil, fmt.Errorf("no SequenceInfo with an index: %w", ErrFrame)
+	}
+	if _, err := e.Manifest(mesh.G1); err != nil {
+		return nil, err
+	}
+	f := &Frame{Index: e.Header.SequenceInfo.Index}
+	if e.Trailer != nil {
+		f.Tree = e.Trailer.TreeDigest
+	}
+	return f, nil
+}
+
 // History is what to remember of a device's connection to one account, so that an old
 // CatalogedDevice is not taken for a new one: signed parts carry no version and no date
 // that is signed. It is public; whoever keeps it protects it against change and loss.

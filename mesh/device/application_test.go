@@ -1,0 +1,80 @@
+package device
+
+import (
+	"crypto/rand"
+	"testing"
+
+	"github.com/mesh-agent/mesh-agent/mesh"
+	"github.com/mesh-agent/mesh-agent/token"
+)
+
+func TestCatalogedApplicationSSH(t *testing.T) {
+	t.Parallel()
+	generations(t, func(t *testing.T, g mesh.Generation) {
+		k := sshKey(t, g)
+		entry := must(NewCatalogedApplicationSSH(must(k.PublicKey()), "ssh", []string{"web"}, g))
+		data := must(entry.Marshal(g))
+		got, err := ParseCatalogedApplicationSSH(data, g, now)
+		if err != nil {
+			t.Fatal(err)
+		}
+		same(t, "key", got.Key, k.Udf)
+		same(t, "same", got.ClientKey.Equal(entry.ClientKey) && got.Grant[0] == "web" && got.LocalName == "ssh", true)
+		activation := &ApplicationActivation{Keys: map[string]*mesh.KeyData{"ClientKey": k}}
+		if err := got.Confirm(activation); err != nil {
+			t.Error(err)
+		}
+		d := newDevice(t, g, nil)
+		got.ClientKey = d.profile.Signature
+		wantErr(t, "another key", got.Confirm(activation), ErrUnconfirmed)
+		wantErr(t, "no key", got.Confirm(&ApplicationActivation{}), ErrMissing)
+
+		own := must(NewCatalogedApplicationSSH(d.profile.Signature, "", nil, g)) // bound to the device
+		own.Key = k.Udf
+		_, err = ParseCatalogedApplicationSSH(must(own.Marshal(g)), g, now)
+		wantErr(t, "name of another key", err, ErrOtherName)
+	})
+	for _, text := range []string{``, `{"CatalogedApplicationMail":{}}`, `{"CatalogedApplicationSsh":{}}`, `{"CatalogedApplicationSsh":{"ClientKey":{}}}`} {
+		if _, err := ParseCatalogedApplicationSSH([]byte(text), mesh.G1, now); err == nil {
+			t.Errorf("%s is accepted", text)
+		}
+	}
+}
+
+func TestEscrowKey(t *testing.T) {
+	t.Parallel()
+	generations(t, func(t *testing.T, g mesh.Generation) {
+		a := newAccount(t, g)
+		key := must(StoreKey(a.seed, "Contact", g))
+		e, err := EscrowKey(rand.Reader, a.profile, Encrypt, must(mesh.NewPrivateKeyData(key, g)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		escrow := must(mesh.NewLocalKey(must(AccountKey(a.seed, Escrow, "", g))))
+		back := must(mesh.ParseKeyData(must(e.Decrypt(t.Context(), escrow))))
+		sameHex(t, "key", must(back.PrivateParameters.PrivateKey()).Seed, key.Seed)
+		_, err = EscrowKey(rand.Reader, a.profile, Sign, must(mesh.NewPrivateKeyData(key, g)))
+		wantErr(t, "signature key", err, token.ErrUnsupported)
+		_, err = EscrowKey(rand.Reader, a.profile, Encrypt, must(mesh.NewKeyData(a.profile.Encryption, g)))
+		wantErr(t, "public key", err, token.ErrBadKey)
+	})
+}
+
+func TestFrameOf(t *testing.T) {
+	t.Parallel()
+	tree := `"` + string(must(mesh.Binary(make([]byte, 64)).MarshalJSON()))[1:]
+	e := must(mesh.ParseEnvelope([]byte(`[{"dig":"S512","SequenceInfo":{"Index":3,"TreePosition":17}},"AAAA",{"TreeDigest":` + tree + `}]`)))
+	f, err := FrameOf(e)
+	if err != nil {
+		t.Fatal(err)
+	}
+	same(t, "index", f.Index, 3)
+	same(t, "tree", len(f.Tree), 64)
+	e.Trailer.PayloadDigest = make([]byte, 64)
+	_, err = FrameOf(e)
+	wantErr(t, "another body", err, mesh.ErrPayloadDigest)
+	_, err = FrameOf(must(mesh.ParseEnvelope([]byte(`[{},"AAAA"]`))))
+	wantErr(t, "no frame", err, ErrFrame)
+	_, err = FrameOf(must(mesh.ParseEnvelope([]byte(`[{"SequenceInfo":{"Index":-1}},"AAAA"]`))))
+	wantErr(t, "negative index", err, ErrFrame)
+}
