@@ -211,7 +211,7 @@ Which PCR values are good, and whose the UDF is, is for you to know.`,
 	}
 	c.Flags().StringVar(&challenge, "challenge", "", "the `file` of attest challenge")
 	c.Flags().BoolVar(&options.AcceptUnbound, "accept-unbound-ak", false, "take an attestation key that nothing binds to a device")
-	c.Flags().BoolVar(&options.AcceptImported, "accept-imported-key", false, "take a key that was outside of the device once")
+	c.Flags().BoolVar(&options.AcceptImported, "accept-imported-key", false, "take a key that was outside of the device once, or may leave it")
 	required(c, "challenge")
 	return c
 }

@@ -61,8 +61,8 @@ var (
 	ErrEvidence = errors.New("evidence does not prove the statement")
 	// ErrUnbound says that nothing shows the attestation key to be in a genuine device.
 	ErrUnbound = errors.New("attestation key is not bound to a device")
-	// ErrImported says that the private key was outside of the device once.
-	ErrImported = errors.New("key was imported")
+	// ErrImported says that the private key was outside of the device once, or may leave it.
+	ErrImported = errors.New("key was imported, or can be copied")
 )
 
 // Identity is what a device says it is. Nothing in it is proven before a challenge.

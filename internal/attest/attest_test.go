@@ -7,8 +7,10 @@ import (
 	"crypto/x509"
 	"errors"
 	"os"
+	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -253,7 +255,7 @@ func TestTPM(t *testing.T) {
 		refused(t, &mixed, c, s, attest.ErrEvidence)
 	})
 	t.Run("every bit", func(t *testing.T) {
-		everyBit(t, mustAnswer(t, d, c, "sha256:0,7"), func(document []byte) error {
+		everyBit(t, mustAnswer(t, d, c, "sha256:7"), func(document []byte) error {
 			a, err := attest.ParseAnswer(document)
 			if err != nil {
 				return err
@@ -261,12 +263,13 @@ func TestTPM(t *testing.T) {
 			_, err = attest.Verify(a, c, s, attest.VerifyOptions{})
 			return err
 		})
+		a := mustAnswer(t, d, c, "")
 		everyBit(t, c, func(document []byte) error {
 			flipped, err := attest.ParseChallenge(document)
 			if err != nil {
 				return err
 			}
-			_, err = attest.Verify(mustAnswer(t, d, c, ""), flipped, s, attest.VerifyOptions{})
+			_, err = attest.Verify(a, flipped, s, attest.VerifyOptions{})
 			return err
 		})
 	})
@@ -355,13 +358,19 @@ func everyBit(t *testing.T, d interface{ Marshal() ([]byte, error) }, accept fun
 	if err := accept(document); err != nil {
 		t.Fatalf("refused as it is: %v", err)
 	}
-	for i := range 8 * len(document) {
-		flipped := bytes.Clone(document)
-		flipped[i/8] ^= 1 << (i % 8)
-		if accept(flipped) == nil {
-			t.Errorf("bit %d of octet %d in %q does not matter", i%8, i/8, document[max(0, i/8-20):min(len(document), i/8+20)])
-		}
+	var workers sync.WaitGroup
+	for w := range runtime.GOMAXPROCS(0) {
+		workers.Go(func() {
+			for i := w; i < 8*len(document); i += runtime.GOMAXPROCS(0) {
+				flipped := bytes.Clone(document)
+				flipped[i/8] ^= 1 << (i % 8)
+				if accept(flipped) == nil {
+					t.Errorf("bit %d of octet %d in %q does not matter", i%8, i/8, document[max(0, i/8-20):min(len(document), i/8+20)])
+				}
+			}
+		})
 	}
+	workers.Wait()
 }
 
 // TestForm holds that documents have one encoding.

@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 	"time"
 
 	"github.com/google/go-tpm/tpm2"
@@ -126,6 +127,9 @@ func checkEndorsement(id *Identity, certificates []*x509.Certificate) error {
 	if err != nil {
 		return fmt.Errorf("%w: endorsement key: %w", ErrForm, err)
 	}
+	if !forEndorsement(certificates[0]) {
+		return fmt.Errorf("%w: it was issued for another purpose", ErrCertificate)
+	}
 	certified, err := publicKeyOf(certificates[0])
 	if err != nil {
 		return err
@@ -135,6 +139,17 @@ func checkEndorsement(id *Identity, certificates []*x509.Certificate) error {
 		return fmt.Errorf("%w: it is for another key than the endorsement key", ErrCertificate)
 	}
 	return nil
+}
+
+// forEndorsement reports whether a certificate that names purposes has tcg-kp-EKCertificate among
+// them (EK Credential Profile, 3.2.16): a CA may issue others, too.
+func forEndorsement(cert *x509.Certificate) bool {
+	if len(cert.ExtKeyUsage) == 0 && len(cert.UnknownExtKeyUsage) == 0 {
+		return true
+	}
+	return slices.ContainsFunc(cert.UnknownExtKeyUsage, func(id asn1.ObjectIdentifier) bool {
+		return id.Equal(asn1.ObjectIdentifier{2, 23, 133, 8, 1})
+	})
 }
 
 // sameKey compares public keys of the standard library.

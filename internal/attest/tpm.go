@@ -163,6 +163,10 @@ func (k *attestationKey) open(attest, signature, qualifying []byte, kind tpm2.TP
 	if err != nil || !bytes.Equal(tpm2.Marshal(*a), attest) {
 		return nil, errors.New("not a statement of a TPM")
 	}
+	if a.Magic != tpm2.TPMGeneratedValue {
+		// A restricted key signs nothing that begins so but what the TPM itself states.
+		return nil, errors.New("a statement that the TPM did not make")
+	}
 	if a.Type != kind {
 		return nil, fmt.Errorf("a statement of type 0x%x", uint16(a.Type))
 	}
@@ -186,9 +190,13 @@ func (v *verification) describe(area *tpm2.TPMTPublic) {
 	a, r := area.ObjectAttributes, v.report
 	k := &r.Key
 	k.FixedTPM, k.FixedParent, k.SensitiveDataOrigin = a.FixedTPM, a.FixedParent, a.SensitiveDataOrigin
-	k.Origin = originImported
-	if a.SensitiveDataOrigin && a.FixedTPM && a.FixedParent {
+	switch {
+	case !a.SensitiveDataOrigin:
+		k.Origin = originImported
+	case a.FixedTPM && a.FixedParent:
 		k.Origin = originGenerated
+	default:
+		k.Origin = originCopyable
 	}
 	k.Purpose = purpose(area)
 	k.PIN = "guarded by the TPM's dictionary-attack protection, if it has one"
@@ -196,11 +204,8 @@ func (v *verification) describe(area *tpm2.TPMTPublic) {
 		k.PIN = "none that the TPM defends against guessing"
 	}
 	r.Proven = append(r.Proven, "the private key is in the TPM of the attestation key, now")
-	switch {
-	case k.Origin == originGenerated:
+	if k.Origin == originGenerated {
 		r.Proven = append(r.Proven, "the TPM generated it, and it cannot leave the TPM in a form that another one takes")
-	case !a.FixedTPM:
-		r.NotProven = append(r.NotProven, "that the private key is in no other device: the TPM does not hold it fast")
 	}
 	r.Proven = append(r.Proven, fmt.Sprintf("the TPM uses it to %s and for nothing else", k.Purpose))
 	r.NotProven = append(r.NotProven, "that a PIN was chosen, or a good one")
@@ -230,7 +235,7 @@ func (v *verification) quote(ak *attestationKey, certify *tpm2.TPMSAttest) error
 		if e.PCRs != nil || e.Quote != nil || e.QuoteSignature != nil {
 			return fmt.Errorf("%w: PCRs that are not stated", ErrEvidence)
 		}
-		v.report.NotProven = append(v.report.NotProven, "in which state the platform is: no PCRs were asked for")
+		v.report.NotProven = append(v.report.NotProven, "that the platform is in a certain state: no PCRs were asked for")
 		return nil
 	}
 	attest, err := ak.open(e.Quote, e.QuoteSignature, v.qualifying, tpm2.TPMSTAttestQuote)

@@ -20,7 +20,7 @@ type VerifyOptions struct {
 	// AcceptUnbound takes an attestation key that no challenge has bound to a device: anybody
 	// can make such evidence with a program.
 	AcceptUnbound bool
-	// AcceptImported takes a key whose private part was outside of the device once.
+	// AcceptImported takes a key whose private part was outside of the device once, or may leave it.
 	AcceptImported bool
 	// Now is when the answer was received; zero means the present.
 	Now time.Time
@@ -43,7 +43,7 @@ type Report struct {
 
 // KeyReport is what the device says of the key.
 type KeyReport struct {
-	// Origin is "generated" in the device, or "imported" into it.
+	// Origin is "generated" in the device and fixed there, "imported" into it, or "copyable".
 	Origin string
 	// Purpose is "sign", "agree", "decrypt", "sign and decrypt", or "unknown" where the device does not say.
 	Purpose string
@@ -223,6 +223,10 @@ func (v *verification) judge(o VerifyOptions) error {
 	switch {
 	case !r.Attester.Bound:
 		r.NotProven = append(r.NotProven, "that the attestation key is in a device at all: a program can make such evidence")
+		for _, sentence := range r.Proven { // by a key that may be anybody's
+			r.NotProven = append(r.NotProven, "that "+sentence)
+		}
+		r.Proven = nil
 		if !o.AcceptUnbound {
 			errs = append(errs, ErrUnbound)
 		}
@@ -232,7 +236,8 @@ func (v *verification) judge(o VerifyOptions) error {
 		r.Proven = append(r.Proven, "the attestation key is in the device of that certificate")
 	}
 	if r.Key.Origin != originGenerated {
-		r.NotProven = append(r.NotProven, "that nobody else has the private key: it was imported")
+		why := map[string]string{originImported: "it was imported", originCopyable: "the device gives it out to others"}[r.Key.Origin]
+		r.NotProven = append(r.NotProven, "that nobody else has the private key: "+why)
 		if !o.AcceptImported {
 			errs = append(errs, ErrImported)
 		}
@@ -245,4 +250,5 @@ func (v *verification) judge(o VerifyOptions) error {
 const (
 	originGenerated = "generated"
 	originImported  = "imported"
+	originCopyable  = "copyable"
 )
