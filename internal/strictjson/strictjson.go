@@ -8,6 +8,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/go-json-experiment/json"
@@ -157,7 +158,8 @@ func (b *Binary) UnmarshalJSON(data []byte) error {
 	if err != nil {
 		return err
 	}
-	octets, err := DecodeBase64(text)
+	defer clear(text) // the value may be secret
+	octets, err := decodeInPlace(text)
 	if err != nil {
 		return err
 	}
@@ -167,7 +169,14 @@ func (b *Binary) UnmarshalJSON(data []byte) error {
 
 // DecodeBase64 decodes base64url text as Binary does.
 func DecodeBase64(text []byte) ([]byte, error) {
-	compact := make([]byte, 0, len(text))
+	text = slices.Clone(text)
+	defer clear(text)
+	return decodeInPlace(text)
+}
+
+// decodeInPlace spoils text.
+func decodeInPlace(text []byte) ([]byte, error) {
+	compact := text[:0]
 	for _, c := range text {
 		switch c {
 		case '\n', '\r', '\t', ' ':

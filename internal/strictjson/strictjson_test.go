@@ -93,6 +93,20 @@ func TestDecodeBase64(t *testing.T) {
 	}
 }
 
+// The text of a value may be the caller's own memory.
+func TestDecodeBase64LeavesText(t *testing.T) {
+	t.Parallel()
+	text := []byte("AA\nEC")
+	if got, err := DecodeBase64(text); err != nil || string(got) != "\x00\x01\x02" || string(text) != "AA\nEC" {
+		t.Errorf("%x, %v, text %q", got, err, text)
+	}
+	data := []byte(`"AAEC"`)
+	var b Binary
+	if err := b.UnmarshalJSON(data); err != nil || string(b) != "\x00\x01\x02" || string(data) != `"AAEC"` {
+		t.Errorf("%x, %v, data %s", b, err, data)
+	}
+}
+
 func TestEscapeControls(t *testing.T) {
 	t.Parallel()
 	for in, want := range map[string]string{
