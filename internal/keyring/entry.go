@@ -84,6 +84,9 @@ func (e *Entry) Operations() []string {
 	case token.UseAgree:
 		return []string{"KeyAgreement", "Decrypt"}
 	case token.UseDecrypt:
+		if e.Algorithm.RSABits() != 0 {
+			return nil // no message opens anything with RSA
+		}
 		return []string{"Decrypt"}
 	case token.UseSplit:
 		return []string{"Share"}
