@@ -91,6 +91,13 @@ func TestUsageErrors(t *testing.T) {
 		{"encrypt", "encrypt: --to is required"},
 		{"share combine", "share combine: requires at least 1 arg"},
 		{"token unlock", "token unlock: accepts 1 arg"},
+		{"attest", "attest: subcommand needed"},
+		{"attest challenge id --ca dir", "attest challenge: --out is required"},
+		{"attest challenge id --out c --ca dir --accept-unverified-ek", "attest challenge: --ca and --accept-unverified-ek exclude"},
+		{"attest challenge --out c --ca dir", "attest challenge: --ca and --accept-unverified-ek are about ID"},
+		{"attest challenge --out c --valid 0s", "attest challenge: --valid is not positive"},
+		{"attest answer c", "attest answer: --key is required"},
+		{"attest verify a", "attest verify: --challenge is required"},
 		{"operate a b", "operate: accepts at most 1 arg"},
 	} {
 		t.Run(test.args, func(t *testing.T) {
