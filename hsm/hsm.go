@@ -49,6 +49,7 @@ type Token struct {
 	info   atomic.Pointer[token.Info]
 	bound  atomic.Pointer[binding] // nil while there is no token
 
+	closed atomic.Bool
 	life   context.Context // ends with Close
 	end    context.CancelFunc
 	work   sync.WaitGroup
@@ -124,6 +125,7 @@ func Open(ctx context.Context, o Options) (*Token, error) {
 		t.end()
 		return nil, fmt.Errorf("pkcs11: open token: %w", err)
 	}
+	t.module.hold()
 	t.work.Go(t.searcher)
 	if err != nil {
 		t.lookAgain()
@@ -138,8 +140,12 @@ func (t *Token) Info() token.Info {
 	return info
 }
 
-// Close forgets the PIN. It leaves the module running, which others may use.
+// Close logs out and forgets the PIN. The last token of a module to close ends the module's
+// process. A second Close does nothing.
 func (t *Token) Close() error {
+	if t.closed.Swap(true) {
+		return nil
+	}
 	t.end()
 	t.work.Wait()
 	t.lock <- struct{}{}
@@ -152,6 +158,7 @@ func (t *Token) Close() error {
 		t.module.call(ctx, b.child, &call{op: opLogout, slot: b.info.slot}) // a courtesy
 	}
 	t.setInfo(nil, token.StateAbsent)
+	t.module.release()
 	return nil
 }
 

@@ -73,6 +73,7 @@ type Module struct {
 	failures  int
 	notBefore time.Time
 	closed    bool
+	tokens    int // open
 	retired   sync.WaitGroup
 }
 
@@ -125,6 +126,27 @@ func (m *Module) Close() error {
 	}
 	m.retired.Wait()
 	return nil
+}
+
+// hold counts an open token.
+func (m *Module) hold() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.tokens++
+}
+
+// release ends the helper with the last token.
+func (m *Module) release() {
+	m.mu.Lock()
+	m.tokens--
+	var c *child
+	if m.tokens == 0 {
+		c, m.child = m.child, nil
+	}
+	m.mu.Unlock()
+	if c != nil {
+		c.stop()
+	}
 }
 
 // ensure returns the running helper and starts one if there is none.

@@ -35,7 +35,7 @@ var importRules = map[string]struct{ may, never []string }{
 	"softkey":             {may: []string{module + "/token", module + "/keyshare", module + "/internal/secret", module + "/internal/durable", "filippo.io/age/...", "golang.org/x/crypto/..."}},
 	"tpm":                 {may: []string{module + "/token", module + "/keyshare", module + "/internal/secret", "github.com/google/go-tpm/..."}},
 	"piv":                 {may: []string{module + "/token", module + "/keyshare", module + "/internal/secret"}},
-	"hsm":                 {may: []string{module + "/token", module + "/keyshare", module + "/internal/secret"}},
+	"hsm":                 {may: []string{module + "/token", module + "/keyshare", module + "/internal/secret", "github.com/miekg/pkcs11", "golang.org/x/sys/...", "C"}},
 	"agent": {
 		may: []string{module + "/token", module + "/keyshare", module + "/mesh", module + "/internal/attest", module + "/internal/keyfile", module + "/internal/keyring",
 			module + "/internal/peercred", module + "/internal/policy", module + "/internal/secret", module + "/internal/strictjson", "github.com/go-json-experiment/json/...", "golang.org/x/crypto/ssh/...", "golang.org/x/sys/..."},

@@ -29,6 +29,7 @@ func newRootCommand(a *app) *cobra.Command {
 		newEncryptCommand(a),
 		newShareCommand(a),
 		newAttestCommand(a),
+		newHelperCommand(),
 	)
 	root.Long = `mesh-agent guards the private keys of one device. Keys live in tokens: a TPM 2.0, or
 software for machines without one. "mesh-agent serve" is the daemon; SSH and Mesh

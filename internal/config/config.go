@@ -36,9 +36,11 @@ type Config struct {
 	// "insecure" by a random key in a file beside them. Absent: there is no such token.
 	SoftwareKeys SoftwareKeys `toml:"software-keys"`
 	// TPM is the device of the token `tpm`: a path such as /dev/tpmrm0, "swtpm:" and the
-	// path of a simulator's unix socket, or "off". Absent: $MESH_AGENT_TPM, else
+	// path of a simulator's unix socket, "tcp:HOST:PORT", or "off". Absent: $MESH_AGENT_TPM, else
 	// /dev/tpmrm0 if the machine has it.
 	TPM string `toml:"tpm"`
+	// PKCS11 are the modules that may be loaded.
+	PKCS11 []PKCS11 `toml:"pkcs11"`
 }
 
 // Parse reads a configuration. Unknown keys and impossible values are errors.
@@ -49,7 +51,10 @@ func Parse(text []byte) (Config, error) {
 		return Config{}, err
 	}
 	if unknown := meta.Undecoded(); len(unknown) != 0 {
-		return Config{}, fmt.Errorf("unknown key %q (known: state, software-keys, tpm)", unknown[0].String())
+		return Config{}, fmt.Errorf("unknown key %q (known: state, software-keys, tpm, pkcs11)", unknown[0].String())
+	}
+	if err := checkPKCS11(c.PKCS11); err != nil {
+		return Config{}, err
 	}
 	switch c.SoftwareKeys {
 	case SoftwareKeysNone, SoftwareKeysPassphrase, SoftwareKeysInsecure:

@@ -3,6 +3,7 @@ package config
 import (
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 )
@@ -34,7 +35,7 @@ func TestParse(t *testing.T) {
 				}
 				return
 			}
-			if err != nil || got != test.want {
+			if err != nil || !reflect.DeepEqual(got, test.want) {
 				t.Fatalf("got %+v, %v; want %+v", got, err, test.want)
 			}
 		})
@@ -47,7 +48,7 @@ func TestLoad(t *testing.T) {
 	if _, err := Load(path); err == nil {
 		t.Error("Load of a missing file succeeded")
 	}
-	if c, err := LoadDefault(path); err != nil || c != (Config{}) {
+	if c, err := LoadDefault(path); err != nil || !reflect.DeepEqual(c, Config{}) {
 		t.Errorf("LoadDefault of a missing file: %+v, %v", c, err)
 	}
 	if err := os.WriteFile(path, []byte("tpn = 1"), 0o600); err != nil {

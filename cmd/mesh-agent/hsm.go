@@ -1,0 +1,94 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"os"
+	"slices"
+
+	"github.com/spf13/cobra"
+
+	"github.com/mesh-agent/mesh-agent/hsm"
+	"github.com/mesh-agent/mesh-agent/internal/config"
+	"github.com/mesh-agent/mesh-agent/token"
+)
+
+// helperCommand is the hidden subcommand that the agent runs itself by.
+const helperCommand = "pkcs11-helper"
+
+// newHelperCommand is the process that loads a PKCS #11 module for the agent.
+func newHelperCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:    helperCommand,
+		Short:  "Load a PKCS#11 module for the agent, which starts this itself",
+		Hidden: true,
+		Args:   args(cobra.NoArgs),
+		RunE: func(*cobra.Command, []string) error {
+			if err := harden(); err != nil {
+				return err
+			}
+			return hsm.ServeModule()
+		},
+	}
+}
+
+// openPKCS11 opens the tokens of the configured modules. A token that is not there, or whose module
+// does not load, is absent and does not stop the agent; a wrong configuration does.
+func (a *app) openPKCS11(ctx context.Context, modules []config.PKCS11, log *slog.Logger) (tokens []token.Token, err error) {
+	defer func() {
+		if err != nil {
+			for _, t := range tokens {
+				err = errors.Join(err, t.Close())
+			}
+			tokens = nil
+		}
+	}()
+	if len(modules) == 0 {
+		return nil, nil
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return nil, fmt.Errorf("find this program: %w", err)
+	}
+	for _, c := range modules {
+		m, err := hsm.NewModule(hsm.ModuleOptions{
+			Path: c.Module, Arguments: c.Arguments, Environment: c.Environment, Sessions: c.Sessions,
+			Helper: []string{self, helperCommand}, Stderr: os.Stderr,
+		})
+		if err != nil {
+			return tokens, err
+		}
+		for _, name := range slices.Sorted(maps.Keys(c.Tokens)) {
+			t, err := a.openPKCS11Token(ctx, m, name, c.Tokens[name], log)
+			if err != nil {
+				return tokens, err
+			}
+			tokens = append(tokens, t)
+		}
+	}
+	return tokens, nil
+}
+
+func (a *app) openPKCS11Token(ctx context.Context, m *hsm.Module, name, text string, log *slog.Logger) (*hsm.Token, error) {
+	uri, err := hsm.ParseURI(text)
+	if errors.Is(err, hsm.ErrPINInURI) {
+		return nil, hint(fmt.Errorf("token %s: %w", name, err), "unlock it when it is needed: mesh-agent token unlock "+name)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("token %s: %w", name, err)
+	}
+	t, err := hsm.Open(ctx, hsm.Options{Module: m, URI: uri, Name: name})
+	if err != nil {
+		return nil, hint(fmt.Errorf("token %s: %w", name, err), "list the module's tokens: pkcs11-tool --module "+m.Path()+" --list-token-slots")
+	}
+	if t.Info().State == token.StateAbsent {
+		log.Warn("the token is not there; it is found when it comes", "token", name, "module", m.Path())
+	}
+	if err := a.unlockAtStart(ctx, t, log); err != nil {
+		return nil, errors.Join(err, t.Close())
+	}
+	return t, nil
+}
