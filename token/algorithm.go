@@ -52,7 +52,8 @@ func (a Algorithm) RSABits() int {
 // Use is the one purpose of a key, set when it is made.
 type Use string
 
-// The uses. SignAssertion, SignShare, Authenticate and Seal are reserved words as yet.
+// The uses. SignShare is a reserved word as yet. Seal is that of keys which the agent
+// makes for itself: what was encrypted to them is opened and used inside.
 const (
 	UseSSH           Use = "ssh"
 	UseSign          Use = "sign"
@@ -65,8 +66,8 @@ const (
 	UseSeal          Use = "seal"
 )
 
-var usesNow = []Use{UseSSH, UseSign, UseDecrypt, UseAgree, UseSplit}
-var usesReserved = []Use{UseSignAssertion, UseSignShare, UseAuthenticate, UseSeal}
+var usesNow = []Use{UseSSH, UseSign, UseSignAssertion, UseDecrypt, UseAgree, UseAuthenticate, UseSplit}
+var usesReserved = []Use{UseSignShare, UseSeal}
 
 // ParseUse returns the use of exactly this name. A reserved one is an error that
 // wraps ErrUnsupported.
@@ -81,11 +82,34 @@ func ParseUse(name string) (Use, error) {
 	return "", fmt.Errorf("unknown use %q (known: %v)", name, usesNow)
 }
 
+// ParseKeyUse is ParseUse for keys that the agent makes and for its records, which may have
+// UseSeal too.
+func ParseKeyUse(name string) (Use, error) {
+	if u := Use(name); u == UseSeal {
+		return u, nil
+	}
+	return ParseUse(name)
+}
+
 // Signs reports whether keys of this use make signatures.
-func (u Use) Signs() bool { return u == UseSSH || u == UseSign }
+func (u Use) Signs() bool { return u == UseSSH || u == UseSign || u == UseSignAssertion }
 
 // Agrees reports whether keys of this use take part in key agreement inside the agent.
-func (u Use) Agrees() bool { return u == UseAgree || u == UseDecrypt }
+func (u Use) Agrees() bool {
+	return u == UseAgree || u == UseDecrypt || u == UseAuthenticate || u == UseSeal
+}
+
+// OfSum returns the use that a key must have to be a part of one of use u: the base keys of a
+// device are of no use alone, and those of other uses have the use of the sum.
+func (u Use) OfSum() []Use {
+	switch u {
+	case UseDecrypt:
+		return []Use{u, UseSeal}
+	case UseSign:
+		return []Use{u, UseSignAssertion}
+	}
+	return []Use{u}
+}
 
 // Allows reports whether a key of algorithm a can have this use; the error says why not.
 func (u Use) Allows(a Algorithm) error {
@@ -95,11 +119,11 @@ func (u Use) Allows(a Algorithm) error {
 	switch u {
 	case UseSSH:
 		ok = !montgomery && a != Ed448 // RFC 8709 defines ssh-ed448; OpenSSH does not have it.
-	case UseSign:
+	case UseSign, UseSignAssertion:
 		ok = !montgomery
 	case UseDecrypt:
 		ok = true
-	case UseAgree, UseSplit:
+	case UseAgree, UseAuthenticate, UseSplit, UseSeal:
 		ok = !rsa
 	}
 	if !ok {

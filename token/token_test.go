@@ -61,7 +61,7 @@ func TestParseUse(t *testing.T) {
 			t.Errorf("ParseUse(%q) = %q, %v", name, u, err)
 		}
 	}
-	for _, name := range []string{"sign-assertion", "sign-share", "authenticate", "seal"} {
+	for _, name := range []string{"sign-share", "seal"} {
 		if u, err := ParseUse(name); u != "" || !errors.Is(err, ErrUnsupported) {
 			t.Errorf("ParseUse(%q) = %q, %v, want ErrUnsupported", name, u, err)
 		}
@@ -82,7 +82,10 @@ func TestUseAllows(t *testing.T) {
 		UseDecrypt:       all,
 		UseAgree:         "X25519 X448 Ed25519 Ed448 P256 P384 P521",
 		UseSplit:         "X25519 X448 Ed25519 Ed448 P256 P384 P521",
-		UseSignAssertion: "", UseSignShare: "", UseAuthenticate: "", UseSeal: "", "": "", "other": "",
+		UseSignAssertion: "Ed25519 Ed448 P256 P384 P521 RSA2048 RSA3072 RSA4096",
+		UseAuthenticate:  "X25519 X448 Ed25519 Ed448 P256 P384 P521",
+		UseSeal:          "X25519 X448 Ed25519 Ed448 P256 P384 P521",
+		UseSignShare:     "", "": "", "other": "",
 	} {
 		var allowed []string
 		for _, a := range Algorithms() {
@@ -102,7 +105,7 @@ func TestUseAllows(t *testing.T) {
 // TestUsePurpose holds the uses apart: none signs and agrees.
 func TestUsePurpose(t *testing.T) {
 	t.Parallel()
-	signs, agrees := []Use{UseSSH, UseSign}, []Use{UseDecrypt, UseAgree}
+	signs, agrees := []Use{UseSSH, UseSign, UseSignAssertion}, []Use{UseDecrypt, UseAgree, UseAuthenticate, UseSeal}
 	for _, u := range append(slices.Concat(usesNow, usesReserved), "", "other") {
 		if u.Signs() != slices.Contains(signs, u) {
 			t.Errorf("%q.Signs() = %t", u, u.Signs())

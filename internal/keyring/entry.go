@@ -32,6 +32,7 @@ type Entry struct {
 	Public     token.PublicKey
 	Imported   bool              // the key, or a part of it, was outside of the token once
 	ShareTo    []token.PublicKey // of use split: who gets the shares, in their order
+	Tags       []string          // of use sign-assertion: the tags of the bodies that it signs
 	// State is "" if the key is in order, StateUnverified until it was first opened,
 	// StateTokenAbsent, or "unreadable: " and why.
 	State string
@@ -81,6 +82,10 @@ func (e *Entry) Operations() []string {
 		return []string{"SSH"}
 	case token.UseSign:
 		return []string{"Sign"}
+	case token.UseSignAssertion:
+		return []string{"SignEnvelope"}
+	case token.UseAuthenticate:
+		return []string{"Authenticate"}
 	case token.UseAgree:
 		return []string{"KeyAgreement", "Decrypt"}
 	case token.UseDecrypt:
@@ -94,15 +99,15 @@ func (e *Entry) Operations() []string {
 	return nil
 }
 
-// Sign signs with a key of use ssh or sign. The signature of a token is verified before
-// it is returned; token.ErrFault if it is wrong. Errors otherwise as token.Signer, and
-// ErrUse. A composite cannot sign.
+// Sign signs with a key that signs. The signature of a token, and that of a composite, whose
+// scalars are added for it, is verified before it is returned; token.ErrFault if it is
+// wrong. Errors otherwise as token.Signer, and ErrUse. Which use signs what is for the caller.
 func (e *Entry) Sign(ctx context.Context, gate Gate, req token.SignRequest) ([]byte, error) {
 	if !e.Use.Signs() {
 		return nil, e.refuse("signing")
 	}
 	if len(e.slot.parts) > 1 {
-		return nil, fmt.Errorf("sign with a composite key: %w", token.ErrUnsupported)
+		return e.signSum(ctx, gate, req)
 	}
 	p := e.slot.parts[0]
 	var signature []byte

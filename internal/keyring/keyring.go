@@ -32,7 +32,7 @@ type ConflictError struct {
 	Udf   string
 	Use   token.Use
 	Token string
-	// Differs is "use", "token", "protection", "share-to", "sign of the public key" or
+	// Differs is "use", "token", "protection", "share-to", "tags", "sign of the public key" or
 	// "composition".
 	Differs string
 }

@@ -413,7 +413,10 @@ func TestRefusedSpecs(t *testing.T) {
 		"unknown token":        {GenerateSpec{Token: "none", Algorithm: token.P256, Use: token.UseSign}, token.ErrNotFound},
 		"unknown algorithm":    {GenerateSpec{Token: "tpm", Algorithm: "P1", Use: token.UseSign}, token.ErrBadRequest},
 		"unknown use":          {GenerateSpec{Token: "tpm", Algorithm: token.P256, Use: "x"}, token.ErrBadRequest},
-		"reserved use":         {GenerateSpec{Token: "tpm", Algorithm: token.P256, Use: token.UseSeal}, token.ErrUnsupported},
+		"reserved use":         {GenerateSpec{Token: "tpm", Algorithm: token.P256, Use: token.UseSignShare}, token.ErrUnsupported},
+		"tags without use":     {GenerateSpec{Token: "tpm", Algorithm: token.P256, Use: token.UseSign, Tags: []string{"A"}}, token.ErrBadRequest},
+		"tag twice":            {GenerateSpec{Token: "tpm", Algorithm: token.P256, Use: token.UseSignAssertion, Tags: []string{"A", "A"}}, token.ErrBadRequest},
+		"tag of two words":     {GenerateSpec{Token: "tpm", Algorithm: token.P256, Use: token.UseSignAssertion, Tags: []string{"A B"}}, token.ErrBadRequest},
 		"X25519 to sign":       {GenerateSpec{Token: "tpm", Algorithm: token.X25519, Use: token.UseSign}, token.ErrUnsupported},
 		"label of two lines":   {GenerateSpec{Token: "tpm", Algorithm: token.P256, Use: token.UseSign, Label: "a\nb"}, token.ErrBadRequest},
 		"share-to not split":   {GenerateSpec{Token: "tpm", Algorithm: token.P256, Use: token.UseAgree, ShareTo: two}, token.ErrBadRequest},
@@ -530,7 +533,8 @@ func TestEditedRecords(t *testing.T) {
 		"part":         {token.UseSign, func(r map[string]any) { r["Parts"] = append(r["Parts"].([]any), r["Parts"].([]any)[0]) }, true},
 		"no share-to":  {token.UseSplit, func(r map[string]any) { delete(r, "ShareTo") }, true},
 		"one share-to": {token.UseSplit, func(r map[string]any) { r["ShareTo"] = r["ShareTo"].([]any)[:1] }, true},
-		"reserved use": {token.UseSign, func(r map[string]any) { r["Use"] = "seal" }, true},
+		"reserved use": {token.UseSign, func(r map[string]any) { r["Use"] = "sign-share" }, true},
+		"tags":         {token.UseSign, func(r map[string]any) { r["Tags"] = []string{"A"} }, true},
 		"bad use":      {token.UseSign, func(r map[string]any) { r["Use"] = "split" }, true},
 		"public key": {token.UseSign, func(r map[string]any) {
 			part0(r)["Public"], r["Public"] = mesh.Parameters(other).PublicKeyECDH.Public, mesh.Parameters(other).PublicKeyECDH.Public
@@ -669,7 +673,7 @@ func TestCompositeRefused(t *testing.T) {
 	}{
 		"unknown base":      {CompositeSpec{Base: "MB2GXH443CCD5EFG6HIJ7KLM2NOP", Token: "soft", Use: token.UseAgree, Contribution: p256}, token.ErrNotFound},
 		"another use":       {CompositeSpec{Base: base.Udf, Token: "soft", Use: token.UseDecrypt, Contribution: p256}, ErrUse},
-		"signing":           {CompositeSpec{Base: signing.Udf, Token: "soft", Use: token.UseSign, Contribution: p256}, ErrUse},
+		"signing":           {CompositeSpec{Base: signing.Udf, Token: "soft", Use: token.UseSign, Contribution: p256}, token.ErrUnsupported},
 		"another algorithm": {CompositeSpec{Base: base.Udf, Token: "soft", Use: token.UseAgree, Contribution: p384}, token.ErrBadRequest},
 		"unknown token":     {CompositeSpec{Base: base.Udf, Token: "none", Use: token.UseAgree, Contribution: p256}, token.ErrNotFound},
 	}

@@ -22,6 +22,7 @@ type GenerateSpec struct {
 	Use       token.Use
 	Label     string            // one line of at most 256 octets, or empty
 	ShareTo   []token.PublicKey // for use split, and only for it: X25519 or X448 keys
+	Tags      []string          // for use sign-assertion, and only for it: the tags of the bodies it signs
 	Policy    token.Policy      // what the key asks of its user
 	PCRs      string            // for GenerateSealed only: a selection such as "sha256:7,14"
 }
@@ -33,13 +34,14 @@ type ImportSpec struct {
 	Label   string
 	Private *token.PrivateKey // the caller wipes it
 	ShareTo []token.PublicKey
+	Tags    []string
 	Policy  token.Policy
 	PCRs    string // for ImportSealed only
 }
 
 // CompositeSpec says which contribution to add to which key.
 type CompositeSpec struct {
-	// Base is the KeyId of a key that the ring holds, of the same use.
+	// Base is the KeyId of a key that the ring holds, of a use that Use.OfSum returns.
 	Base string
 	// Token takes the contribution, or seals it if Seal is set.
 	Token string
@@ -57,7 +59,7 @@ type CompositeSpec struct {
 // token.ErrBadRequest for bad recipients or a bad label, token.ErrFault for a token that
 // does not stand by what it made.
 func (k *Keyring) Generate(ctx context.Context, gate Gate, spec GenerateSpec) (*Entry, error) {
-	d := draft{use: spec.Use, label: spec.Label, shareTo: spec.ShareTo, tokenName: spec.Token, policy: spec.Policy}
+	d := draft{use: spec.Use, label: spec.Label, shareTo: spec.ShareTo, tags: spec.Tags, tokenName: spec.Token, policy: spec.Policy}
 	if spec.PCRs != "" {
 		return nil, errPCRs
 	}
@@ -90,7 +92,7 @@ func (k *Keyring) Generate(ctx context.Context, gate Gate, spec GenerateSpec) (*
 // and recipients was there already, and then nothing changes; if any of these differs, the
 // error is a *ConflictError. Errors otherwise as token.Importer and Generate.
 func (k *Keyring) Import(ctx context.Context, gate Gate, spec ImportSpec) (e *Entry, existed bool, err error) {
-	d := draft{use: spec.Use, label: spec.Label, shareTo: spec.ShareTo, tokenName: spec.Token, imported: true, policy: spec.Policy}
+	d := draft{use: spec.Use, label: spec.Label, shareTo: spec.ShareTo, tags: spec.Tags, tokenName: spec.Token, imported: true, policy: spec.Policy}
 	if spec.PCRs != "" {
 		return nil, false, errPCRs
 	}
@@ -138,15 +140,16 @@ func (k *Keyring) importNew(ctx context.Context, gate Gate, d draft, tok token.T
 }
 
 // AddComposite makes a key that is the sum of a key in the ring, wherever that lives, and
-// a contribution that is imported. The base key stays. The use must be agree or decrypt and
-// that of the base. Errors as Import.
+// a contribution that is imported. The base key stays. Keys that agree add their points; keys that sign are
+// Ed25519 or Ed448 and add their scalars, so that all parts must be software or sealed: no
+// token signs with a sum. Errors as Import, and token.ErrUnsupported.
 func (k *Keyring) AddComposite(ctx context.Context, gate Gate, spec CompositeSpec) (*Entry, error) {
 	base, err := k.Snapshot().Find(spec.Base)
 	if err != nil {
 		return nil, fmt.Errorf("base: %w", err)
 	}
-	if base.Use != spec.Use || !spec.Use.Agrees() {
-		return nil, fmt.Errorf("%w %q on a base of use %q: a composite agrees, as its base does", ErrUse, string(spec.Use), string(base.Use))
+	if err := base.checkBase(spec.Use); err != nil {
+		return nil, err
 	}
 	if base.Algorithm != spec.Contribution.Algorithm {
 		return nil, fmt.Errorf("%w: a contribution of algorithm %s to a key of %s", token.ErrBadRequest, spec.Contribution.Algorithm, base.Algorithm)
@@ -169,6 +172,26 @@ func (k *Keyring) AddComposite(ctx context.Context, gate Gate, spec CompositeSpe
 		return nil, &ConflictError{Udf: held.Udf, Use: held.Use, Token: held.Token, Differs: "composition"}
 	}
 	return k.importNew(ctx, gate, d, k.lookup(d.tokenName), public, add)
+}
+
+// checkBase says whether the key can be a part of a sum of a use.
+func (e *Entry) checkBase(use token.Use) error {
+	switch {
+	case !slices.Contains(use.OfSum(), e.Use):
+		return fmt.Errorf("%w %q on a base of use %q", ErrUse, string(use), string(e.Use))
+	case use.Agrees():
+		return nil
+	case use != token.UseSign:
+		return fmt.Errorf("%w %q: a sum agrees or signs", ErrUse, string(use))
+	case e.Algorithm != token.Ed25519 && e.Algorithm != token.Ed448:
+		return fmt.Errorf("signature by a sum of %s keys: %w", e.Algorithm, token.ErrUnsupported)
+	}
+	for _, p := range e.slot.parts {
+		if p.protection == token.ProtectionToken {
+			return fmt.Errorf("signature by a sum with a key in token %q: %w", p.tokenName, token.ErrUnsupported)
+		}
+	}
+	return nil
 }
 
 // beginContribution checks what is asked for and returns what takes the contribution in.
@@ -268,6 +291,7 @@ type draft struct {
 	use       token.Use
 	label     string
 	shareTo   []token.PublicKey
+	tags      []string
 	tokenName string
 	imported  bool
 	policy    token.Policy
@@ -281,7 +305,7 @@ type draft struct {
 func (d draft) associated(public token.PublicKey) []byte {
 	id := identity{
 		use: d.use, token: d.tokenName, imported: d.imported, shareTo: d.shareTo,
-		policy: d.policy, guard: d.guard, pcrs: d.pcrs, public: public,
+		tags: d.tags, policy: d.policy, guard: d.guard, pcrs: d.pcrs, public: public,
 	}
 	if d.base != nil {
 		for _, p := range d.base.parts {
@@ -312,13 +336,18 @@ func (d draft) sum(contribution *token.PrivateKey) (token.PublicKey, error) {
 func (d draft) record(c token.Created) (store.Record, error) {
 	r := store.Record{
 		Version: store.Version, Algorithm: string(c.Public.Algorithm), Use: string(d.use),
-		Public: c.Public.Octets, Label: d.label, Created: time.Now().UTC().Truncate(time.Second),
+		Public: c.Public.Octets, Label: d.label, Tags: d.tags, Created: time.Now().UTC().Truncate(time.Second),
 	}
 	for _, p := range d.shareTo {
 		r.ShareTo = append(r.ShareTo, store.PublicKey{Algorithm: string(p.Algorithm), Public: p.Octets})
 	}
 	if d.base != nil {
 		r.Parts = slices.Clone(d.base.record.Parts)
+		for i, p := range d.base.parts {
+			if r.Parts[i].Use = ""; p.use != d.use {
+				r.Parts[i].Use = string(p.use)
+			}
+		}
 	}
 	r.Parts = append(r.Parts, store.Part{
 		Token: d.tokenName, Handle: c.Handle, Public: c.Public.Octets,
@@ -346,8 +375,11 @@ func (k *Keyring) begin(d draft, alg token.Algorithm) (token.Token, error) {
 	if _, err := token.ParseAlgorithm(string(alg)); err != nil {
 		return nil, badField("Algorithm", err)
 	}
-	if _, err := token.ParseUse(string(d.use)); err != nil {
+	if _, err := token.ParseKeyUse(string(d.use)); err != nil {
 		return nil, badField("Use", err)
+	}
+	if err := checkTags(d.use, d.tags); err != nil {
+		return nil, err
 	}
 	if err := d.use.Allows(alg); err != nil {
 		return nil, err
@@ -398,6 +430,8 @@ func conflict(held *Entry, d draft, public token.PublicKey) error {
 		differs = "sign of the public key"
 	case !slices.EqualFunc(held.ShareTo, d.shareTo, token.PublicKey.Equal):
 		differs = "share-to"
+	case !slices.Equal(held.Tags, d.tags):
+		differs = "tags"
 	default:
 		return nil
 	}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"sync"
 
 	"github.com/mesh-agent/mesh-agent/internal/store"
@@ -23,6 +24,7 @@ type part struct {
 	point      *keyshare.Point // public as a point; nil for RSA
 	protection token.Protection
 	imported   bool
+	use        token.Use // that of the key, or of this part alone
 	policy     token.Policy
 	guard      token.Guard // what opens a sealed part; empty for a key of the token itself
 	pcrs       string
@@ -35,7 +37,7 @@ type part struct {
 }
 
 func (k *Keyring) newParts(r store.Record, alg token.Algorithm, use token.Use, shareTo []token.PublicKey) ([]*part, error) {
-	id := identity{use: use, shareTo: shareTo}
+	id := identity{shareTo: shareTo, tags: r.Tags}
 	var parts []*part
 	for _, rp := range r.Parts {
 		p := &part{
@@ -44,6 +46,7 @@ func (k *Keyring) newParts(r store.Record, alg token.Algorithm, use token.Use, s
 			public:     token.PublicKey{Algorithm: alg, Octets: rp.Public},
 			protection: token.Protection(rp.Protection),
 			imported:   rp.Imported,
+			use:        use,
 			policy:     token.Policy{PIN: token.PINPolicy(rp.PIN), Touch: token.TouchPolicy(rp.Touch)},
 			guard:      token.Guard(rp.Guard),
 			pcrs:       rp.PCRs,
@@ -56,13 +59,28 @@ func (k *Keyring) newParts(r store.Record, alg token.Algorithm, use token.Use, s
 		if p.point, err = checkPublic(p.public); err != nil {
 			return nil, fmt.Errorf("public key of a part: %w", err)
 		}
-		id.token, id.imported, id.policy = p.tokenName, p.imported, p.policy
+		if rp.Use != "" {
+			if p.use, err = partUse(use, rp.Use); err != nil {
+				return nil, err
+			}
+			id.tags = nil // a part of its own use was made as a key of its own, of no tags
+		}
+		id.use, id.token, id.imported, id.policy = p.use, p.tokenName, p.imported, p.policy
 		id.guard, id.pcrs, id.public = p.guard, p.pcrs, p.public
-		p.request = token.OpenRequest{Handle: rp.Handle, Public: p.public, Use: use, Associated: id.octets()}
+		p.request = token.OpenRequest{Handle: rp.Handle, Public: p.public, Use: p.use, Associated: id.octets()}
 		id.earlier = append(id.earlier, p.public)
 		parts = append(parts, p)
 	}
 	return parts, nil
+}
+
+// partUse returns the use of a part of a key.
+func partUse(use token.Use, name string) (token.Use, error) {
+	u, err := token.ParseKeyUse(name)
+	if err == nil && (u == use || !slices.Contains(use.OfSum(), u)) {
+		err = fmt.Errorf("a part of use %q in a key of use %q", name, string(use))
+	}
+	return u, err
 }
 
 // checkProtection refuses a protection that is not the token's own: an edited record must not
@@ -182,6 +200,7 @@ type identity struct {
 	token    string
 	imported bool
 	shareTo  []token.PublicKey
+	tags     []string // of use sign-assertion
 	earlier  []token.PublicKey
 	policy   token.Policy
 	guard    token.Guard
@@ -202,6 +221,13 @@ func (id identity) octets() []byte {
 	out = append(out, map[bool]byte{false: 0, true: 1}[id.imported])
 	out = appendKeys(out, id.shareTo)
 	out = appendKeys(out, id.earlier)
+	if len(id.tags) != 0 {
+		out = appendString(out, "tags")
+		out = binary.BigEndian.AppendUint32(out, uint32(len(id.tags)))
+		for _, tag := range id.tags {
+			out = appendString(out, tag)
+		}
+	}
 	if id.policy != (token.Policy{}) {
 		out = appendString(out, "policy")
 		out = appendString(out, string(id.policy.PIN))

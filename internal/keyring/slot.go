@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync/atomic"
 
@@ -33,8 +34,11 @@ func (k *Keyring) newSlot(r store.Record) (*slot, error) {
 	if err != nil {
 		return nil, err
 	}
-	use, err := token.ParseUse(r.Use)
+	use, err := token.ParseKeyUse(r.Use)
 	if err != nil {
+		return nil, err
+	}
+	if err := checkTags(use, r.Tags); err != nil {
 		return nil, err
 	}
 	if err := use.Allows(alg); err != nil {
@@ -88,7 +92,7 @@ func (s *slot) newEntry(use token.Use, shareTo []token.PublicKey) (*Entry, error
 	return &Entry{
 		Udf: udfs[0], UdfG2: udfs[1],
 		Algorithm: s.public.Algorithm, Use: use, Label: s.record.Label, Public: s.public,
-		ShareTo: shareTo, slot: s,
+		ShareTo: shareTo, Tags: s.record.Tags, slot: s,
 	}, nil
 }
 
@@ -217,6 +221,7 @@ func (s *slot) setState(err error) {
 }
 
 func (s *slot) stateAfter(err error, before string) string {
+	var pcr *token.PCRError
 	switch {
 	case err == nil && s.allOpen():
 		return ""
@@ -224,6 +229,8 @@ func (s *slot) stateAfter(err error, before string) string {
 		return s.initialState()
 	case errors.Is(err, token.ErrAbsent):
 		return StateTokenAbsent
+	case errors.As(err, &pcr):
+		return stateUnreadable + pcr.Error()
 	case errors.Is(err, token.ErrCorrupt), errors.Is(err, token.ErrNotFound), errors.Is(err, token.ErrReplaced), errors.Is(err, token.ErrPCR):
 		return stateUnreadable + err.Error()
 	}
@@ -267,6 +274,30 @@ func parseShareTo(in []store.PublicKey) ([]token.PublicKey, error) {
 		out = append(out, token.PublicKey{Algorithm: alg, Octets: p.Public})
 	}
 	return out, nil
+}
+
+// checkTags wants tags, each once, for no use but sign-assertion. A key of that use without any
+// signs nothing by itself.
+func checkTags(use token.Use, tags []string) error {
+	if use != token.UseSignAssertion && len(tags) != 0 {
+		return fmt.Errorf("Tags: %w: tags are for keys of use %q only", token.ErrBadRequest, string(token.UseSignAssertion))
+	}
+	if len(tags) > store.MaxTags {
+		return fmt.Errorf("Tags: %w: %d tags, at most %d are possible", token.ErrBadRequest, len(tags), store.MaxTags)
+	}
+	for i, tag := range tags {
+		if tag == "" || len(tag) > maxTag || slices.Contains(tags[:i], tag) || strings.ContainsFunc(tag, notInTag) {
+			return fmt.Errorf("Tags: %w: %.64q, a name of letters and digits expected, once", token.ErrBadRequest, tag)
+		}
+	}
+	return nil
+}
+
+// maxTag is the length of a tag in octets.
+const maxTag = 64
+
+func notInTag(c rune) bool {
+	return !('a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9')
 }
 
 // checkShareTo wants 2 to token.MaxShares different recipients for a key of use split and

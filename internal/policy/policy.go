@@ -20,6 +20,10 @@ const (
 	Decrypt
 	// Share is taking a key apart for its recipients.
 	Share
+	// SignEnvelope is a signature over a body of which the agent knows the kind.
+	SignEnvelope
+	// Authenticate is a key agreement of which only session keys leave.
+	Authenticate
 	// Manage is everything about keys and tokens that is not an operation with one
 	// key: making, importing, listing, deleting, unlocking, status. Its use is empty.
 	Manage
@@ -38,6 +42,10 @@ func (o Operation) String() string {
 		return "decrypt"
 	case Share:
 		return "share"
+	case SignEnvelope:
+		return "sign-envelope"
+	case Authenticate:
+		return "authenticate"
 	case Manage:
 		return "manage"
 	}
@@ -99,6 +107,10 @@ func permits(use string, op Operation) bool {
 		return op == SSH
 	case "sign":
 		return op == Sign
+	case "sign-assertion":
+		return op == SignEnvelope
+	case "authenticate":
+		return op == Authenticate
 	case "decrypt":
 		return op == Decrypt
 	case "agree":

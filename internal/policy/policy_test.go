@@ -5,18 +5,18 @@ import (
 	"testing"
 )
 
-var allOperations = []Operation{0, SSH, Sign, Agree, Decrypt, Share, Manage, Manage + 1}
+var allOperations = []Operation{0, SSH, Sign, Agree, Decrypt, Share, SignEnvelope, Authenticate, Manage, Manage + 1}
 
 // permitted is the table of uses as the protocol document has it, written a second time.
 var permitted = map[string][]Operation{
 	"":               {Manage},
 	"ssh":            {SSH},
 	"sign":           {Sign},
-	"sign-assertion": nil,
+	"sign-assertion": {SignEnvelope},
 	"sign-share":     nil,
 	"decrypt":        {Decrypt},
 	"agree":          {Agree, Decrypt},
-	"authenticate":   nil,
+	"authenticate":   {Authenticate},
 	"split":          {Share},
 	"seal":           nil,
 	"Sign":           nil,

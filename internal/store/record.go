@@ -21,6 +21,7 @@ const (
 	MaxHandle  = 32 << 10
 	MaxParts   = 16
 	MaxShareTo = 255
+	MaxTags    = 32
 	maxPublic  = 2 << 10
 	maxWord    = 256 // algorithm, use, protection, token
 )
@@ -38,6 +39,7 @@ type Record struct {
 	Public    Binary // encoded as token.PublicKey.Octets
 	Label     string `json:",omitzero"`
 	Created   time.Time
+	Tags      []string    `json:",omitzero"` // of use sign-assertion: what bodies it signs
 	ShareTo   []PublicKey `json:",omitzero"` // of use split: who gets the shares, in their order
 	Parts     []Part      // one; more for a composite key
 }
@@ -55,6 +57,7 @@ type Part struct {
 	Public     Binary // of this part alone
 	Protection string
 	Imported   bool   `json:",omitzero"` // it was outside of the token once
+	Use        string `json:",omitzero"` // that of this part alone, if it is not that of the key
 	PIN        string `json:",omitzero"` // the policies it was made with, if any was asked for
 	Touch      string `json:",omitzero"`
 	// Guard says what opens a sealed part, whose Handle is what the token sealed. Other
@@ -123,18 +126,23 @@ func (r *Record) check() error {
 		return errors.New("no member Created")
 	case len(r.ShareTo) > MaxShareTo:
 		return fmt.Errorf("%d keys in ShareTo, at most %d are allowed", len(r.ShareTo), MaxShareTo)
+	case len(r.Tags) > MaxTags:
+		return fmt.Errorf("%d tags, at most %d are allowed", len(r.Tags), MaxTags)
 	case len(r.Parts) == 0 || len(r.Parts) > MaxParts:
 		return fmt.Errorf("%d parts, want 1 to %d", len(r.Parts), MaxParts)
 	}
 	errs := []error{checkWord("Algorithm", r.Algorithm), checkWord("Use", r.Use),
 		checkOctets("Public", r.Public, maxPublic), CheckLabel(r.Label)}
+	for _, tag := range r.Tags {
+		errs = append(errs, checkWord("Tags", tag))
+	}
 	for _, p := range r.ShareTo {
 		errs = append(errs, checkWord("ShareTo: Algorithm", p.Algorithm), checkOctets("ShareTo: Public", p.Public, maxPublic))
 	}
 	for _, p := range r.Parts {
 		errs = append(errs, checkWord("Parts: Token", p.Token), checkOctets("Parts: Handle", p.Handle, MaxHandle),
 			checkOctets("Parts: Public", p.Public, maxPublic), checkWord("Parts: Protection", p.Protection))
-		for member, word := range map[string]string{"PIN": p.PIN, "Touch": p.Touch, "Guard": p.Guard, "PCRs": p.PCRs} {
+		for member, word := range map[string]string{"Use": p.Use, "PIN": p.PIN, "Touch": p.Touch, "Guard": p.Guard, "PCRs": p.PCRs} {
 			if word != "" {
 				errs = append(errs, checkWord("Parts: "+member, word))
 			}

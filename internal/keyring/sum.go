@@ -1,0 +1,52 @@
+package keyring
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/mesh-agent/mesh-agent/token"
+)
+
+// signingSummer is a key for signatures that can be added to others of its kind, in memory.
+// Software keys have it, of the software token and of those that tokens seal alike.
+type signingSummer interface {
+	// SumWith returns the key of the sum of this key's scalar and those of the others. It is
+	// an io.Closer. Errors: token.ErrUnsupported if one of them is of another kind.
+	SumWith(others ...token.Key) (token.Key, error)
+}
+
+// signSum signs with the sum of the parts' scalars, which exists for this signature only.
+// The turns at the tokens are over before: nothing here waits for a device.
+func (e *Entry) signSum(ctx context.Context, gate Gate, req token.SignRequest) (signature []byte, err error) {
+	keys := make([]token.Key, len(e.slot.parts))
+	for i, p := range e.slot.parts {
+		if p.protection == token.ProtectionToken {
+			return nil, fmt.Errorf("sign with a sum that is partly in token %q: %w", p.tokenName, token.ErrUnsupported)
+		}
+		err := e.slot.do(ctx, gate, p, func(key token.Key) error {
+			keys[i] = key
+			return nil
+		})
+		if err != nil {
+			return nil, fmt.Errorf("part %d in token %q: %w", i+1, p.tokenName, err)
+		}
+	}
+	summer, ok := keys[0].(signingSummer)
+	if !ok {
+		return nil, e.cannot("sign as a part of a sum")
+	}
+	sum, err := summer.SumWith(keys[1:]...)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, closeKey(sum)) }()
+	signer, ok := sum.(token.Signer)
+	if !ok || !sum.Public().Equal(e.Public) {
+		return nil, fmt.Errorf("%w: the sum is another key", token.ErrFault)
+	}
+	if signature, err = signer.Sign(ctx, req); err != nil {
+		return nil, err
+	}
+	return signature, verify(&part{public: e.Public, point: e.slot.point}, req, signature)
+}
