@@ -86,7 +86,7 @@ var rows = [...]row{
 	{token.ErrFault, statusUnavailable, fixed("token returned a wrong result")},
 	{token.ErrNotFound, statusNotFound, fixed("no such key")},
 	{token.ErrCorrupt, statusState, nil},
-	{token.ErrPCR, statusState, nil},
+	{token.ErrPCR, statusState, pcrText},
 	{token.ErrDecrypt, statusMalformed, fixed("Recipient: decryption failed")},
 	{token.ErrBadPoint, statusBadPoint, nil},
 	{token.ErrBadKey, statusMalformed, fixed("Key: not a valid key")},
@@ -111,6 +111,14 @@ func authText(err error) string {
 		return token.ErrAuthWrong.Error()
 	}
 	return token.ErrAuthNeeded.Error()
+}
+
+func pcrText(err error) string {
+	var pcr *token.PCRError
+	if errors.As(err, &pcr) {
+		return pcr.Error()
+	}
+	return token.ErrPCR.Error()
 }
 
 func lockoutText(err error) string {

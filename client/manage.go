@@ -88,3 +88,30 @@ func (c *Client) TokenUnlock(ctx context.Context, name string, pin []byte) error
 func (c *Client) Status(ctx context.Context) (*mesh.StatusResponse, error) {
 	return fetch[mesh.StatusResponse](ctx, c, mesh.TagStatusRequest, mesh.StatusRequest{}, mesh.TagStatusResponse)
 }
+
+// KeyReseal seals a key that is sealed to PCRs anew. The caller wipes req.Recovery, and the
+// Recovery of the response.
+func (c *Client) KeyReseal(ctx context.Context, req mesh.KeyResealRequest) (*mesh.KeyResponse, error) {
+	return c.key(ctx, mesh.TagKeyResealRequest, req, mesh.TagKeyResealResponse)
+}
+
+// KeyExport returns the file of a key in a token, for other programs that use that token.
+func (c *Client) KeyExport(ctx context.Context, req mesh.KeyExportRequest) ([]byte, error) {
+	out, err := fetch[mesh.KeyExportResponse](ctx, c, mesh.TagKeyExportRequest, req, mesh.TagKeyExportResponse)
+	if err != nil {
+		return nil, err
+	}
+	return out.Key, nil
+}
+
+// TokenSetPIN sets or changes a token's PIN. The caller wipes what is in req.
+func (c *Client) TokenSetPIN(ctx context.Context, req mesh.TokenSetPINRequest) error {
+	_, err := fetch[mesh.Reply](ctx, c, mesh.TagTokenSetPINRequest, req, mesh.TagTokenSetPINResponse)
+	return err
+}
+
+// TokenLock makes a token need its PIN again.
+func (c *Client) TokenLock(ctx context.Context, name string) error {
+	_, err := fetch[mesh.Reply](ctx, c, mesh.TagTokenLockRequest, mesh.TokenLockRequest{Token: name}, mesh.TagTokenLockResponse)
+	return err
+}

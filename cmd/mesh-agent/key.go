@@ -17,7 +17,8 @@ import (
 func newKeyCommand(a *app) *cobra.Command {
 	return group("key", "Make, import, list, show and delete keys",
 		newKeyGenerateCommand(a), newKeyImportCommand(a), newKeyListCommand(a),
-		newKeyShowCommand(a), newKeyPublicCommand(a), newKeyDeleteCommand(a))
+		newKeyShowCommand(a), newKeyPublicCommand(a), newKeyDeleteCommand(a),
+		newKeyResealCommand(a), newKeyExportCommand(a))
 }
 
 const useHelp = "what the key is for: ssh, sign, decrypt, agree or split"
@@ -29,14 +30,21 @@ func newKeyGenerateCommand(a *app) *cobra.Command {
 	var shareTo []string
 	var generation string
 	c := &cobra.Command{
-		Use:   "generate --token NAME --alg ALGORITHM --use USE",
-		Short: "Make a key in a token and print its UDF",
+		Use:   "generate {--token NAME | --seal-to NAME} --alg ALGORITHM --use USE",
+		Short: "Make a key and print its UDF",
+		Long: `Makes a key in a token (--token), or one that a token seals (--seal-to), and prints its UDF.
+
+` + sealHelp,
 		Example: `  mesh-agent key generate --token soft --alg Ed25519 --use ssh --label laptop
+  mesh-agent key generate --seal-to tpm --alg Ed448 --use sign
   mesh-agent key generate --token soft --alg X448 --use split --share-to a.json --share-to b.json`,
 		Args: args(shareFiles(&shareTo, 0)),
 		RunE: func(c *cobra.Command, _ []string) error {
 			g, err := parseGeneration(generation)
 			if err != nil {
+				return err
+			}
+			if err := checkHome(request.Home); err != nil {
 				return err
 			}
 			if request.ShareTo, err = a.readShareTo(shareTo); err != nil {
@@ -45,19 +53,19 @@ func newKeyGenerateCommand(a *app) *cobra.Command {
 			return a.with(c.Context(), func(conn *client.Client) error {
 				response, err := conn.KeyGenerate(c.Context(), request)
 				if err != nil {
-					return err
+					return explainHome(request.Home, err)
 				}
-				return a.printUdf(*response.Key, g)
+				return a.printMade(response, g)
 			})
 		},
 	}
-	c.Flags().StringVar(&request.Token, "token", "", "`name` of the token, see `mesh-agent token list`")
+	addHomeFlags(c, &request.Home)
 	c.Flags().StringVar(&request.Algorithm, "alg", "", "X25519, X448, Ed25519, Ed448, P256, P384, P521, RSA2048, RSA3072 or RSA4096")
 	c.Flags().StringVar(&request.Use, "use", "", useHelp)
 	c.Flags().StringVar(&request.Label, "label", "", "a `text` for people")
 	c.Flags().StringArrayVar(&shareTo, "share-to", nil, shareToHelp)
 	c.Flags().StringVar(&generation, "generation", "g1", "which UDF to print: g1 or g2")
-	required(c, "token", "alg", "use")
+	required(c, "alg", "use")
 	return c
 }
 
@@ -171,13 +179,21 @@ func newKeyShowCommand(a *app) *cobra.Command {
 
 func (a *app) printKey(k mesh.KeyInfo) error {
 	origin := "made in the token"
-	if k.Imported {
+	switch {
+	case k.Imported:
 		origin = "imported"
+	case strings.HasPrefix(k.Protection, "sealed"):
+		origin = "made by the agent"
 	}
 	rows := [][]string{
 		{"udf", k.Udf}, {"udf (g2)", k.UdfG2}, {"algorithm", k.Algorithm}, {"use", k.Use},
 		{"operations", strings.Join(k.Operations, ", ")}, {"token", k.Token},
 		{"protection", k.Protection}, {"origin", origin},
+	}
+	for _, policy := range [][]string{{"pin", k.PIN}, {"touch", k.Touch}, {"pcrs", k.PCRs}} {
+		if policy[1] != "" {
+			rows = append(rows, policy)
+		}
 	}
 	if k.Label != "" {
 		rows = append(rows, []string{"label", k.Label})

@@ -24,7 +24,7 @@ type keyImport struct {
 func newKeyImportCommand(a *app) *cobra.Command {
 	var in keyImport
 	c := &cobra.Command{
-		Use:   "import --token NAME --use USE [FILE]",
+		Use:   "import {--token NAME | --seal-to NAME} --use USE [FILE]",
 		Short: "Import a private key and print its UDF",
 		Long: `Imports a private key from FILE, or from standard input if FILE is "-" or absent:
 
@@ -33,15 +33,22 @@ func newKeyImportCommand(a *app) *cobra.Command {
                      {"PrivateKeyRSA":...}, {"PrivateKeyUDF":...}
   PKCS #8            PEM, not encrypted
   OpenSSH            PEM, its passphrase is asked for or read from --passphrase-file
+  TSS2               PEM: a key that another program made in the TPM that --token names
   a share            with --unwrap-with: the envelope that "share split" made for that key
 
-Importing a key that is here already, with the same use and token, succeeds.`,
+Importing a key that is here already, with the same use and token, succeeds.
+
+` + sealHelp,
 		Example: `  mesh-agent key import --token soft --use ssh ~/.ssh/id_ed25519
+  mesh-agent key import --seal-to tpm --use ssh ~/.ssh/id_ed25519
   mesh-agent key import --token soft --use agree --unwrap-with MBQC-... share-1.json`,
 		Args: args(shareFiles(&in.shareTo, 1)),
 		RunE: func(c *cobra.Command, files []string) error {
 			g, err := parseGeneration(in.request.Generation)
 			if err != nil {
+				return err
+			}
+			if err := checkHome(in.request.Home); err != nil {
 				return err
 			}
 			name := ""
@@ -50,21 +57,21 @@ Importing a key that is here already, with the same use and token, succeeds.`,
 			}
 			response, err := a.importKey(c.Context(), in, name)
 			if err != nil {
-				return err
+				return explainHome(in.request.Home, err)
 			}
 			for _, warning := range response.Warnings {
 				a.say("warning: %s", warning)
 			}
-			return a.printUdf(*response.Key, g)
+			return a.printMade(response, g)
 		},
 	}
 	in.addFlags(c)
-	required(c, "token", "use")
+	required(c, "use")
 	return c
 }
 
 func (in *keyImport) addFlags(c *cobra.Command) {
-	c.Flags().StringVar(&in.request.Token, "token", "", "`name` of the token, see `mesh-agent token list`")
+	addHomeFlags(c, &in.request.Home)
 	c.Flags().StringVar(&in.request.Use, "use", "", useHelp)
 	c.Flags().StringVar(&in.request.Algorithm, "alg", "", "the `algorithm`, where the file does not say it")
 	c.Flags().StringVar(&in.request.KeyName, "key-name", "", "key `name` that goes into the derivation from a seed")
@@ -72,7 +79,7 @@ func (in *keyImport) addFlags(c *cobra.Command) {
 	c.Flags().StringVar(&in.request.Label, "label", "", "a `text` for people")
 	c.Flags().StringArrayVar(&in.shareTo, "share-to", nil, shareToHelp)
 	c.Flags().StringVar(&in.request.UnwrapWith, "unwrap-with", "", "`UDF` of the key that opens the envelope in FILE")
-	c.Flags().StringVar(&in.passphraseFile, "passphrase-file", "", "`file` with the passphrase of an OpenSSH key")
+	c.Flags().StringVar(&in.passphraseFile, "passphrase-file", "", "`file` with the passphrase of an OpenSSH key, or the authorization value of a TSS2 key")
 }
 
 // importKey reads the key of a file and has it imported.

@@ -149,9 +149,9 @@ func TestChooseTPM(t *testing.T) {
 		name, flag, env, file string
 		want                  tpmChoice
 	}{
-		{"flag first", "/a", "/b", "/c", tpmChoice{"/a", true}},
-		{"then environment", "", "/b", "/c", tpmChoice{"/b", true}},
-		{"then file", "", "", "/c", tpmChoice{"/c", true}},
+		{"flag first", "/a", "/b", "/c", tpmChoice{"/a"}},
+		{"then environment", "", "/b", "/c", tpmChoice{"/b"}},
+		{"then file", "", "", "/c", tpmChoice{"/c"}},
 		{"flag turns off", "off", "/b", "/c", tpmChoice{}},
 		{"file turns off", "", "", "off", tpmChoice{}},
 	} {

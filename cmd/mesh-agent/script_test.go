@@ -3,14 +3,17 @@ package main
 import (
 	"bufio"
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/exec"
 	"os/user"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -32,7 +35,9 @@ func TestMain(m *testing.M) {
 //	                       $NAME is then its socket
 //	end NAME               interrupt it and wait; it must end well
 //	swtpm VAR              run a TPM simulator until the script ends; $VAR is what --tpm takes
+//	softhsm                make a PKCS#11 token and a config.toml here that names it hsm
 //	buytpm VAR MAKER       the same with certificates; $MAKER is the folder of its maker's certificates
+//	extend DEVICE PCR      change a PCR of a simulator to which nobody is connected
 //	capture VAR            put what the last command printed in an environment variable
 //	sshd                   write sshd_config and ssh_config here, for a login by "ssh -F ssh_config here"
 //	activate SOCKET...     run "mesh-agent serve" by systemd-socket-activate; further words after -- are its flags
@@ -47,6 +52,8 @@ func TestScript(t *testing.T) {
 			"agent":    startAgent,
 			"end":      endAgent,
 			"swtpm":    startTPM,
+			"softhsm":  makeSoftHSM,
+			"extend":   extendPCR,
 			"buytpm":   buyTPM,
 			"capture":  capture,
 			"sshd":     writeSSHD,
@@ -196,6 +203,33 @@ func startTPM(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Fatalf("usage: swtpm VAR")
 	}
 	ts.Setenv(args[0], tpmtest.Start(ts.Value(testingKey{}).(testing.TB)).Device())
+}
+
+// extendPCR gives TPM2_PCR_Extend (TPM 2.0 Part 3, 22.2) with a SHA-256 digest.
+func extendPCR(ts *testscript.TestScript, neg bool, args []string) {
+	if len(args) != 2 || neg {
+		ts.Fatalf("usage: extend DEVICE PCR")
+	}
+	pcr, err := strconv.ParseUint(args[1], 10, 8)
+	ts.Check(err)
+	const (
+		empty  = "40000009" + "0000" + "01" + "0000" // TPM_RS_PW, no authorization value
+		digest = "00000001" + "000b"                 // one, of SHA-256
+	)
+	body, err := hex.DecodeString(fmt.Sprintf("00000182%08x%08x%s%s%064x", pcr, len(empty)/2, empty, digest, 1))
+	ts.Check(err)
+	command := append([]byte{0x80, 0x02, 0, 0, 0, byte(6 + len(body))}, body...)
+	c, err := net.Dial("unix", strings.TrimPrefix(args[0], "swtpm:"))
+	ts.Check(err)
+	defer c.Close()
+	_, err = c.Write(command)
+	ts.Check(err)
+	response := make([]byte, 10)
+	_, err = io.ReadFull(c, response)
+	ts.Check(err)
+	if code := response[6:]; string(code) != "\x00\x00\x00\x00" {
+		ts.Fatalf("TPM2_PCR_Extend: response code %x", code)
+	}
 }
 
 func capture(ts *testscript.TestScript, neg bool, args []string) {

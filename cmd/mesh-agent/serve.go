@@ -15,6 +15,7 @@ import (
 	"github.com/mesh-agent/mesh-agent/internal/config"
 	"github.com/mesh-agent/mesh-agent/internal/keyring"
 	"github.com/mesh-agent/mesh-agent/internal/store"
+	"github.com/mesh-agent/mesh-agent/softkey"
 )
 
 // serveFlags are the flags of serve alone.
@@ -35,7 +36,9 @@ protocol alone at ssh.sock beside it, which is what SSH_AUTH_SOCK should name. S
 that the service manager passes (LISTEN_FDS) are used instead.
 
 The token "tpm" is there if the machine has a TPM 2.0 (/dev/tpmrm0), or $MESH_AGENT_TPM or
---tpm names one: a device, or swtpm: and the path of a simulator's unix socket.
+--tpm names one: a device, swtpm: and the path of a simulator's unix socket, or tcp:HOST:PORT.
+A TPM that is not there yet is looked for whenever it is used. Its PIN may come as the
+systemd credential tpm-pin.
 
 The token "soft" is there only if asked for. With --software-keys a passphrase protects its
 keys: the systemd credential softkey-passphrase, else the terminal asks. With
@@ -53,7 +56,7 @@ nobody who can read your files. The first start decides which of the two it is.`
 		},
 	}
 	c.Flags().StringVar(&flags.sshSocket, "ssh-socket", "", "the `socket` for SSH alone (default ssh.sock beside the other)")
-	c.Flags().StringVar(&flags.tpm, "tpm", "", "the TPM `device`, swtpm:PATH, or off")
+	c.Flags().StringVar(&flags.tpm, "tpm", "", "the TPM `device`, swtpm:PATH, tcp:HOST:PORT, or off")
 	c.Flags().BoolVar(&flags.softwareKeys, "software-keys", false, "enable the token soft, protected by a passphrase")
 	c.Flags().BoolVar(&flags.insecure, "insecure-software-keys", false, "enable the token soft, protected by nothing but file permissions")
 	return c
@@ -65,6 +68,7 @@ type settings struct {
 	state     string
 	software  config.SoftwareKeys
 	tpm       tpmChoice
+	pkcs11    []config.PKCS11
 }
 
 func (a *app) settings(flags serveFlags) (s settings, err error) {
@@ -91,6 +95,7 @@ func (a *app) settings(flags serveFlags) (s settings, err error) {
 		s.software = config.SoftwareKeysInsecure
 	}
 	s.tpm = a.chooseTPM(flags.tpm, file.TPM)
+	s.pkcs11 = file.PKCS11
 	s.sshSocket = flags.sshSocket
 	return s, nil
 }
@@ -165,7 +170,10 @@ func (a *app) openKeyring(ctx context.Context, s settings, log *slog.Logger) (*k
 	if err != nil {
 		return nil, errors.Join(err, records.Close())
 	}
-	ring, err := keyring.Open(records, tokens...)
+	ring, err := keyring.OpenConfig(keyring.Config{
+		Store: records, Tokens: tokens,
+		Software: keyring.Software{NewPrivate: softkey.NewPrivate, NewKey: softkey.NewKey},
+	})
 	if err != nil {
 		errs := []error{err, records.Close()}
 		for _, t := range tokens {

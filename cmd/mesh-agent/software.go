@@ -56,7 +56,7 @@ func explained(t *softkey.Token, err error) (*softkey.Token, error) {
 // passphrase returns the passphrase of the software keys: the systemd credential, else
 // what the terminal answers to all the questions alike. The caller wipes it.
 func (a *app) passphrase(ctx context.Context, questions []string) ([]byte, error) {
-	passphrase, err := a.credential()
+	passphrase, err := a.credential(credentialName)
 	if err != nil || len(passphrase) != 0 {
 		return passphrase, err
 	}
@@ -81,23 +81,23 @@ func (a *app) passphrase(ctx context.Context, questions []string) ([]byte, error
 	return passphrase, nil
 }
 
-// credential returns the passphrase that systemd passes (systemd.exec(5), CREDENTIALS),
-// nil if there is none.
-func (a *app) credential() ([]byte, error) {
+// credential returns the secret that systemd passes under a name (systemd.exec(5),
+// CREDENTIALS), nil if there is none.
+func (a *app) credential(name string) ([]byte, error) {
 	dir := a.getenv("CREDENTIALS_DIRECTORY")
 	if dir == "" {
 		return nil, nil
 	}
-	text, err := os.ReadFile(filepath.Join(dir, credentialName))
+	text, err := os.ReadFile(filepath.Join(dir, name))
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil, nil
 	case err != nil:
 		return nil, fmt.Errorf("read credential: %w", err)
 	}
-	passphrase := bytes.TrimRight(text, "\r\n")
-	if len(passphrase) == 0 {
-		return nil, hint(fmt.Errorf("the credential %s is empty", credentialName), "write the passphrase into it")
+	secret := bytes.TrimRight(text, "\r\n")
+	if len(secret) == 0 {
+		return nil, hint(fmt.Errorf("the credential %s is empty", name), "write the secret into it")
 	}
-	return passphrase, nil
+	return secret, nil
 }

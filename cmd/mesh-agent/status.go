@@ -50,7 +50,8 @@ func (a *app) printStatus(s mesh.StatusResponse) error {
 }
 
 func newTokenCommand(a *app) *cobra.Command {
-	return group("token", "See and unlock tokens", newTokenListCommand(a), newTokenUnlockCommand(a))
+	return group("token", "See, unlock and lock tokens", newTokenListCommand(a), newTokenUnlockCommand(a),
+		newTokenSetPINCommand(a), newTokenLockCommand(a))
 }
 
 func newTokenListCommand(a *app) *cobra.Command {

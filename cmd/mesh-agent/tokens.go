@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"path/filepath"
 
 	"github.com/mesh-agent/mesh-agent/internal/config"
 	"github.com/mesh-agent/mesh-agent/token"
@@ -14,11 +15,7 @@ import (
 )
 
 // tpmChoice is a TPM device; empty for none.
-type tpmChoice struct {
-	device string
-	// named says that somebody asked for this device, so that its absence stops the start.
-	named bool
-}
+type tpmChoice struct{ device string }
 
 // chooseTPM takes the first that is given, else the machine's own TPM if it has one.
 func (a *app) chooseTPM(flag, file string) tpmChoice {
@@ -28,7 +25,7 @@ func (a *app) chooseTPM(flag, file string) tpmChoice {
 		case config.TPMOff:
 			return tpmChoice{}
 		default:
-			return tpmChoice{device, true}
+			return tpmChoice{device}
 		}
 	}
 	if _, err := os.Stat(tpm.DefaultDevice); errors.Is(err, fs.ErrNotExist) {
@@ -48,16 +45,17 @@ func (a *app) openTokens(ctx context.Context, s settings, log *slog.Logger) (tok
 		}
 	}()
 	if s.tpm.device != "" {
-		t, err := tpm.Open(ctx, tpm.Options{Device: s.tpm.device})
-		switch {
-		case err == nil:
-			tokens = append(tokens, t)
-		case s.tpm.named:
-			return tokens, hint(fmt.Errorf("open TPM %s: %w", s.tpm.device, err), "check --tpm and $MESH_AGENT_TPM; --tpm off does without")
-		default:
-			log.Warn("the machine's TPM is not used", "device", s.tpm.device, "err", err)
+		t, err := a.openTPM(ctx, s, log)
+		if err != nil {
+			return tokens, err
 		}
+		tokens = append(tokens, t)
 	}
+	modules, err := a.openPKCS11(ctx, s.pkcs11, log)
+	if err != nil {
+		return tokens, err
+	}
+	tokens = append(tokens, modules...)
 	if s.software != config.SoftwareKeysNone {
 		t, err := a.openSoftware(ctx, s, log)
 		if err != nil {
@@ -66,4 +64,46 @@ func (a *app) openTokens(ctx context.Context, s settings, log *slog.Logger) (tok
 		tokens = append(tokens, t)
 	}
 	return tokens, nil
+}
+
+// openTPM opens the TPM, which need not be there yet: the other tokens work without it.
+func (a *app) openTPM(ctx context.Context, s settings, log *slog.Logger) (*tpm.Token, error) {
+	t, err := tpm.Open(ctx, tpm.Options{Device: s.tpm.device, StateDir: filepath.Join(s.state, "tpm"), MayBeAbsent: true})
+	if err != nil {
+		return nil, hint(fmt.Errorf("open TPM %s: %w", s.tpm.device, err), "check --tpm and $MESH_AGENT_TPM; --tpm off does without")
+	}
+	switch t.Info().State {
+	case token.StateAbsent:
+		log.Warn("the TPM does not answer; it is looked for when it is used", "device", s.tpm.device)
+	case token.StateReplaced:
+		log.Warn("the TPM is another one, was cleared, or something is between", "device", s.tpm.device)
+	}
+	if err := a.unlockAtStart(ctx, t, log); err != nil {
+		return nil, errors.Join(err, t.Close())
+	}
+	return t, nil
+}
+
+// unlockAtStart presents the PIN that systemd passes as the credential NAME-pin, if it does and
+// the token waits for one. It is presented once: what a token refuses is not worth
+// another try, and the other tokens work without it.
+func (a *app) unlockAtStart(ctx context.Context, t interface {
+	token.Token
+	token.Unlocker
+}, log *slog.Logger) error {
+	info := t.Info()
+	name := info.Name + "-pin"
+	pin, err := a.credential(name)
+	if err != nil || len(pin) == 0 {
+		return err
+	}
+	defer clear(pin)
+	if info.State != token.StateLocked {
+		log.Warn("the PIN of the credential is not needed", "credential", name, "state", info.State)
+		return nil
+	}
+	if err := t.Unlock(ctx, pin); err != nil {
+		log.Warn("the PIN of the credential does not unlock the token", "credential", name, "err", err)
+	}
+	return nil
 }
