@@ -4,6 +4,7 @@ import (
 	"crypto/hkdf"
 	"crypto/rsa"
 	"crypto/sha512"
+	"crypto/subtle"
 	"encoding/binary"
 	"fmt"
 	"io"
@@ -134,6 +135,30 @@ func GenerateSeed(rand io.Reader, id SeedID) (*Seed, error) {
 		return nil, fmt.Errorf("draw seed: %w", err)
 	}
 	return &Seed{octets: octets}, nil
+}
+
+// MixRandom returns a source whose octets are the exclusive or of those of all sources: as
+// good as the best of them, if they do not know of each other. All must deliver.
+func MixRandom(sources ...io.Reader) io.Reader { return mixed(sources) }
+
+type mixed []io.Reader
+
+// Read fills p or fails.
+func (m mixed) Read(p []byte) (int, error) {
+	if len(m) == 0 {
+		return 0, io.ErrUnexpectedEOF
+	}
+	clear(p)
+	other := make([]byte, len(p))
+	defer clear(other)
+	for _, source := range m {
+		if _, err := io.ReadFull(source, other); err != nil {
+			clear(p)
+			return 0, fmt.Errorf("mix random octets: %w", err)
+		}
+		subtle.XORBytes(p, p, other)
+	}
+	return len(p), nil
 }
 
 // seed returns the seed, after a check of KeyType.

@@ -1,12 +1,14 @@
 package mesh
 
 import (
+	"bytes"
 	"crypto/rand"
 	"crypto/sha3"
 	"crypto/sha512"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"math/big"
 	"slices"
 	"strings"
@@ -354,6 +356,22 @@ func TestGenerateSeed(t *testing.T) {
 }
 
 // nextPrime against a search without sieve.
+func TestMixRandom(t *testing.T) {
+	t.Parallel()
+	a, b := []byte{1, 2, 3, 4}, []byte{16, 32, 48, 64}
+	got := make([]byte, 4)
+	if _, err := MixRandom(bytes.NewReader(a), bytes.NewReader(b)).Read(got); err != nil || !bytes.Equal(got, []byte{17, 34, 51, 68}) {
+		t.Errorf("%v, %v", got, err)
+	}
+	for name, r := range map[string]io.Reader{"none": MixRandom(), "one fails": MixRandom(bytes.NewReader(a), bytes.NewReader(b[:3]))} {
+		if n, err := r.Read(got); err == nil || n != 0 {
+			t.Errorf("%s: %d octets, %v", name, n, err)
+		}
+	}
+	seed := must(GenerateSeed(MixRandom(rand.Reader, rand.Reader), SeedProfileDevice))
+	same(t, "secret", seed.SecretLen(), 32)
+}
+
 func TestNextPrime(t *testing.T) {
 	t.Parallel()
 	for i := range 40 {

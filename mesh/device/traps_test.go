@@ -393,12 +393,11 @@ func TestTrap17EncryptAndAuthenticateAreOneType(t *testing.T) {
 	e := must(mesh.Encrypt(rand.Reader, []byte("x"), "", d.profile.Encryption))
 	_, err := e.Decrypt(t.Context(), must(mesh.NewLocalKey(d.base[Authenticate])))
 	wantErr(t, "decrypt with the authentication key", err, mesh.ErrNotRecipient)
-	_, err = Verification{
-		Account: d.profile.Name(), Device: d.profile, Base: must(mesh.NewLocalKey(d.base[Authenticate])),
-	}.Verify(t.Context(), &CatalogedDevice{})
-	if err == nil {
-		t.Error("activations are opened with the authentication key")
-	}
+	a := newAccount(t, mesh.G1)
+	v := verification(a, d)
+	v.Base = must(mesh.NewLocalKey(d.base[Authenticate]))
+	_, err = v.Verify(t.Context(), a.connect(t, d, Rights{}))
+	wantErr(t, "activations opened with the authentication key", err, token.ErrBadRequest)
 }
 
 func TestTrap18KeyShareIsAKey(t *testing.T) {
