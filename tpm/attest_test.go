@@ -165,6 +165,35 @@ func TestAttestCost(t *testing.T) {
 	sign(t, openKey(t, tok, key))
 }
 
+// TestAttestSecrecy holds that the secret of a credential is not seen on its way from the TPM.
+func TestAttestSecrecy(t *testing.T) {
+	t.Parallel()
+	dial, err := parseDevice(tpmtest.Start(t).Device())
+	if err != nil {
+		t.Fatal(err)
+	}
+	tap := &wiretap{dial: dial}
+	tok := open(t, Options{dial: tap.open})
+	id, err := tok.AttestIdentity(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	secret := []byte("a secret of thirty-two octets...")
+	blob, seed := credentialFor(t, id, secret)
+	req := attestRequest(generate(t, tok, token.P256, token.UseSign))
+	req.Credential = append(tpm2.Marshal(tpm2.TPM2BData{Buffer: blob}), tpm2.Marshal(tpm2.TPM2BData{Buffer: seed})...)
+	e, err := tok.Attest(t.Context(), req)
+	if err != nil || !bytes.Equal(e.Secret, secret) {
+		t.Fatalf("%q, %v", e.Secret, err)
+	}
+	if tap.contains(secret) {
+		t.Error("the secret crosses in the clear")
+	}
+	if !tap.contains(e.Certify) {
+		t.Error("the wiretap has not seen the statement")
+	}
+}
+
 func TestAttestPIN(t *testing.T) {
 	t.Parallel()
 	s := tpmtest.Start(t)

@@ -11,15 +11,6 @@ import (
 	"github.com/mesh-agent/mesh-agent/token"
 )
 
-// parseSealPCRs reads a selection for sealing: SHA-1, which can be forged, is refused.
-func parseSealPCRs(text string) (token.PCRSelection, error) {
-	s, err := token.ParsePCRs(text)
-	if err == nil && s.Bank == "sha1" {
-		err = fmt.Errorf("%w: PCRs of the bank sha1", token.ErrBadRequest)
-	}
-	return s, err
-}
-
 // policyDigest is the digest of a policy (TPM 2.0 Part 1, 19.7.2).
 type policyDigest []byte
 

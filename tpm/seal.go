@@ -140,7 +140,7 @@ func newSealing(req token.SealRequest) (*sealing, error) {
 	if req.PCRs == "" {
 		return s, nil
 	}
-	pcrs, err := parseSealPCRs(req.PCRs)
+	pcrs, err := token.ParsePCRs(req.PCRs)
 	if err != nil {
 		return nil, err
 	}
@@ -249,7 +249,7 @@ func parseSealed(der, associated []byte) (*parsedSeal, error) {
 	}
 	s := &parsedSeal{file: &f, object: o}
 	if !byValue {
-		if p, err := parseSealPCRs(h.PCRs); err != nil || p.String() != h.PCRs {
+		if p, err := token.ParsePCRs(h.PCRs); err != nil || p.String() != h.PCRs {
 			return nil, errors.New("PCR selection is none")
 		}
 		s.branches = h.branches(binding([]byte("seal"), h.Object.ParentName, []byte(h.PCRs), associated))

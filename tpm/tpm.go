@@ -1,7 +1,7 @@
 // Package tpm keeps keys in a TPM 2.0, as far as the TPM has their algorithms: ECDSA and
 // key agreement that returns the whole point on P-256, P-384 and P-521, RSA signatures and
 // OAEP decryption. It seals secrets of any length, to the TPM alone, to a PIN, and to the
-// platform's measured state.
+// platform's measured state, and proves to others far away which keys are in it.
 //
 // Keys are generated in the TPM, or imported, under its ECC storage root key (TCG TPM v2.0
 // Provisioning Guidance, 7.5.1) and leave it encrypted under that key: a handle is a TSS2

@@ -21,10 +21,10 @@ func newAttestCommand(a *app) *cobra.Command {
 	c.Long = `Proves to a verifier that a key is in a TPM, in four steps. Files go to and fro; the
 verifier needs neither an agent nor a TPM, and keeps CHALLENGE.secret for itself.
 
-  device    attest identify --out ID
-  verifier  attest challenge ID --ca DIR --out CHALLENGE
-  device    attest answer CHALLENGE --key UDF --out ANSWER
-  verifier  attest verify ANSWER --challenge CHALLENGE`
+    device    attest identify --out ID
+    verifier  attest challenge ID --ca DIR --out CHALLENGE
+    device    attest answer CHALLENGE --key UDF --out ANSWER
+    verifier  attest verify ANSWER --challenge CHALLENGE`
 	return c
 }
 
