@@ -51,10 +51,11 @@ func (r *request) parsePlace(in mesh.Home) (name string, seal bool, err error) {
 	case in.PCRs != "":
 		return "", false, malformed("PCRs", "only with SealTo")
 	}
-	if _, err := r.ring.Token(name); err != nil {
+	t, err := r.ring.Token(name)
+	if err != nil {
 		return "", false, &failure{statusNotFound, member + ": no token is named " + quote(name)}
 	}
-	return name, seal, nil
+	return t.Info().Name, seal, nil
 }
 
 // pinNone is what the protocol calls token.PINNever.

@@ -213,6 +213,9 @@ func (r *request) enter(ctx context.Context, name string) (func(), error) {
 	if name == keyring.InMemory {
 		g = r.memory
 	}
+	if t, err := r.ring.Token(name); g == nil && err == nil {
+		g = r.gates[t.Info().Name] // which goes by other names too
+	}
 	if g == nil {
 		return nil, fmt.Errorf("token %q is not configured: %w", name, token.ErrAbsent)
 	}

@@ -48,6 +48,7 @@ type Token struct {
 	name   string
 	info   atomic.Pointer[token.Info]
 	bound  atomic.Pointer[binding] // nil while there is no token
+	seen   atomic.Pointer[tokenInfo]
 
 	closed atomic.Bool
 	life   context.Context // ends with Close
@@ -138,6 +139,20 @@ func (t *Token) Info() token.Info {
 	info := *t.info.Load()
 	info.Algorithms = slices.Clone(info.Algorithms)
 	return info
+}
+
+// Named reports whether name is a URI of this token: one that matches the token as it was last seen.
+// A URI that names an object, or nothing, is of no token.
+func (t *Token) Named(name string) bool {
+	if !IsURI(name) {
+		return false
+	}
+	u, err := ParseURI(name)
+	if err != nil || u.Object != "" || u.ID != nil || u.Type != "" || u.String() == scheme {
+		return false
+	}
+	seen := t.seen.Load()
+	return seen != nil && u.matches(*seen)
 }
 
 // Close logs out and forgets the PIN. The last token of a module to close ends the module's
@@ -280,6 +295,7 @@ func (t *Token) findLocked(ctx context.Context) (*binding, error) {
 	}
 	b.kinds = kinds(info.manufacturer, b.mechanisms)
 	t.identity = &info
+	t.seen.Store(&info)
 	return b, nil
 }
 

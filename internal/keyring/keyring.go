@@ -143,14 +143,27 @@ func (k *Keyring) Token(name string) (token.Token, error) {
 	return nil, fmt.Errorf("no token is named %q: %w", name, token.ErrNotFound)
 }
 
-// lookup returns nil if there is no such token.
+// Named is a token that goes by other names than Info.Name too: a PKCS #11 token by each URI that
+// names it. It must not do I/O.
+type Named interface{ Named(name string) bool }
+
+// lookup returns nil if there is no such token, or several go by this name.
 func (k *Keyring) lookup(name string) token.Token {
+	var found token.Token
 	for _, t := range k.tokens {
 		if t.Info().Name == name {
 			return t
 		}
 	}
-	return nil
+	for _, t := range k.tokens {
+		if n, ok := t.(Named); ok && n.Named(name) {
+			if found != nil {
+				return nil
+			}
+			found = t
+		}
+	}
+	return found
 }
 
 // Close closes the tokens, which ends all keys, wipes the sealed keys that are open, and
