@@ -314,3 +314,45 @@ func BenchmarkVerifyEnvelope(b *testing.B) {
 		}
 	}
 }
+
+// A key is named in its own generation, by 28 characters or more.
+func TestNames(t *testing.T) {
+	t.Parallel()
+	for _, a := range []token.Algorithm{token.X448, token.Ed25519, token.P256, token.RSA2048} {
+		pub := newPublic(t, a)
+		for _, g := range []Generation{G1, G2} {
+			full := must(FullFingerprint(pub, g))
+			for id, want := range map[string]bool{
+				full: true, full[:28]: true, strings.ToLower(full[:60]): true, full[:27]: false, "": false, full + "A": false,
+				full[:40] + string(otherCharacter(full[40])): false,
+			} {
+				if Names(id, pub, g) != want {
+					t.Errorf("%s %v: %s", a, g, id)
+				}
+			}
+			if cfrg := cfrgArc(a) != 0; cfrg == Names(full, pub, G1+G2-g) {
+				t.Errorf("%s: the name in %v in the other generation", a, g)
+			}
+		}
+		if a == token.RSA2048 { // the reference code of G2 leaves NULL out
+			aliases := must(Aliases(pub))
+			same(t, "without NULL, G2", Names(aliases[1], pub, G2), true)
+			same(t, "without NULL, G1", Names(aliases[1], pub, G1), false)
+		}
+	}
+}
+
+func newPublic(t testing.TB, a token.Algorithm) token.PublicKey {
+	t.Helper()
+	if a.RSABits() != 0 {
+		return newSigner(t, a).public
+	}
+	return randomPublic(t, a)
+}
+
+func otherCharacter(c byte) byte {
+	if c == 'A' {
+		return 'B'
+	}
+	return 'A'
+}

@@ -44,6 +44,7 @@ type wireCatalog struct {
 
 	// Until 2022.
 	EnvelopedConnectionUser   *mesh.Envelope `json:",omitzero"`
+	EnvelopedConnection       *mesh.Envelope `json:",omitzero"`
 	EnvelopedActivationDevice *mesh.Envelope `json:",omitzero"`
 
 	Other strictjson.Value `json:",embed"`
@@ -82,11 +83,13 @@ func readCatalog(body strictjson.Value) (*CatalogedDevice, error) {
 		DeviceUdf: w.DeviceUdf, ProfileUser: w.EnvelopedProfileUser, ProfileDevice: w.EnvelopedProfileDevice,
 		ConnectionService: w.EnvelopedConnectionService, ConnectionDevice: w.EnvelopedConnectionDevice,
 	}
-	if w.EnvelopedConnectionUser != nil {
-		if c.ConnectionDevice != nil {
+	for _, e := range []*mesh.Envelope{w.EnvelopedConnectionUser, w.EnvelopedConnection} {
+		if e != nil && c.ConnectionDevice != nil {
 			return nil, fmt.Errorf("%w: ConnectionDevice is there under two names", ErrCatalog)
 		}
-		c.ConnectionDevice = w.EnvelopedConnectionUser
+		if e != nil {
+			c.ConnectionDevice = e
+		}
 	}
 	for _, e := range []*mesh.Envelope{w.EnvelopedActivationDevice, w.EnvelopedActivationAccount, w.EnvelopedActivationCommon} {
 		if e != nil {
