@@ -166,6 +166,43 @@ func TestCleared(t *testing.T) {
 	}
 }
 
+// TestOwnerPassword has an owner hierarchy with a password, which allows no derived storage root
+// key, and then a persistent one.
+func TestOwnerPassword(t *testing.T) {
+	t.Parallel()
+	s := tpmtest.Start(t)
+	d := raw(t, s)
+	_, err := run(d, tpm2.HierarchyChangeAuth{AuthHandle: tpm2.TPMRHOwner, NewAuth: tpm2.TPM2BAuth{Buffer: []byte("owner")}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.abandon()
+	o := Options{Device: s.Device()}
+	_, err = Open(t.Context(), o)
+	var needed *token.AuthError
+	if !errors.As(err, &needed) || needed.Kind != "owner password" || !errors.Is(err, token.ErrAuthNeeded) {
+		t.Errorf("Open with an owner password: %v, want ErrAuthNeeded", err)
+	}
+	if f := Diagnose(t.Context(), o); len(f) != 1 || !strings.Contains(f[0].Mend, "0x81000001") {
+		t.Errorf("found %+v", f)
+	}
+	d = raw(t, s)
+	owner := tpm2.AuthHandle{Handle: tpm2.TPMRHOwner, Auth: tpm2.PasswordAuth([]byte("owner"))}
+	p, err := run(d, tpm2.CreatePrimary{PrimaryHandle: owner, InPublic: tpm2.New2B(tpm2.ECCSRKTemplate)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = run(d, tpm2.EvictControl{
+		Auth: owner, ObjectHandle: &tpm2.NamedHandle{Handle: p.ObjectHandle, Name: p.Name}, PersistentHandle: persistentSRK,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.abandon()
+	tok := open(t, o)
+	sign(t, openKey(t, tok, generate(t, tok, token.P256, token.UseSign)))
+}
+
 // TestStaleSession makes the session stale behind the back of the connection.
 func TestStaleSession(t *testing.T) {
 	t.Parallel()

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"crypto"
-	"crypto/ecdsa"
 	"encoding/asn1"
 	"encoding/binary"
 	"errors"
@@ -27,19 +26,24 @@ type key struct {
 
 // newKey returns a key that can do one thing.
 func newKey(t *Token, b *blob, p purpose) (token.Key, error) {
-	public, err := b.key.Standard()
+	if b.key.Algorithm.RSABits() != 0 {
+		if p == purposeSign {
+			return newRSASigner(t, b)
+		}
+		return &rsaDecrypter{key{token: t, blob: b}}, nil
+	}
+	c, err := keyshare.ParseCurve(string(b.key.Algorithm))
 	if err != nil {
 		return nil, fmt.Errorf("tpm: open key: %w: %w", token.ErrCorrupt, err)
 	}
-	switch rsa := b.key.Algorithm.RSABits() != 0; {
-	case rsa && p == purposeSign:
-		return newRSASigner(t, b, public)
-	case rsa && p == purposeDecrypt:
-		return newRSADecrypter(t, b)
-	case p == purposeSign:
+	public, err := keyshare.ParsePoint(c, b.key.Octets)
+	if err != nil {
+		return nil, fmt.Errorf("tpm: open key: %w: %w", token.ErrCorrupt, err)
+	}
+	if p == purposeSign {
 		return newECDSASigner(t, b, public)
 	}
-	return newAgreer(t, b)
+	return &agreer{key{token: t, blob: b}, b.curve(), c}, nil
 }
 
 // Public returns the public key.
@@ -129,17 +133,17 @@ func hashID(h crypto.Hash) tpm2.TPMAlgID {
 // ecdsaSigner is a key that signs.
 type ecdsaSigner struct {
 	key
-	public *ecdsa.PublicKey
+	verifier *keyshare.ECDSAVerifier
 }
 
 var _ token.Signer = (*ecdsaSigner)(nil)
 
-func newECDSASigner(t *Token, b *blob, public crypto.PublicKey) (token.Key, error) {
-	p, ok := public.(*ecdsa.PublicKey)
-	if !ok {
-		return nil, fmt.Errorf("tpm: open key: %w: no ECDSA key", token.ErrCorrupt)
+func newECDSASigner(t *Token, b *blob, p *keyshare.Point) (token.Key, error) {
+	v, err := keyshare.NewECDSAVerifier(p)
+	if err != nil {
+		return nil, fmt.Errorf("tpm: open key: %w: %w", token.ErrCorrupt, err)
 	}
-	return &ecdsaSigner{key{token: t, blob: b}, p}, nil
+	return &ecdsaSigner{key{token: t, blob: b}, v}, nil
 }
 
 // Sign makes an ECDSA signature over a digest computed here, and verifies it before it is
@@ -158,12 +162,12 @@ func (k *ecdsaSigner) Sign(ctx context.Context, req token.SignRequest) ([]byte, 
 	if errR != nil || errS != nil || len(rest) != 0 {
 		return nil, fmt.Errorf("tpm: sign: %w: signature of a wrong form", token.ErrFault)
 	}
+	if !k.verifier.Verify(digest, r, s) {
+		return nil, fmt.Errorf("tpm: sign: %w: signature does not verify", token.ErrFault)
+	}
 	der, err := asn1.Marshal(struct{ R, S *big.Int }{new(big.Int).SetBytes(r), new(big.Int).SetBytes(s)})
 	if err != nil {
 		return nil, fmt.Errorf("tpm: sign: %w", err)
-	}
-	if !ecdsa.VerifyASN1(k.public, digest, der) {
-		return nil, fmt.Errorf("tpm: sign: %w: signature does not verify", token.ErrFault)
 	}
 	return der, nil
 }
@@ -177,13 +181,10 @@ type agreer struct {
 
 var _ token.PointAgreer = (*agreer)(nil)
 
-func newAgreer(t *Token, b *blob) (token.Key, error) {
-	points, err := keyshare.ParseCurve(string(b.key.Algorithm))
+// curve returns the curve of a key that has one.
+func (b *blob) curve() curve {
 	i := slices.IndexFunc(curves(), func(c curve) bool { return c.algorithm == b.key.Algorithm })
-	if err != nil || i < 0 {
-		return nil, fmt.Errorf("tpm: open key: %w: no key on a curve: %w", token.ErrCorrupt, err)
-	}
-	return &agreer{key{token: t, blob: b}, curves()[i], points}, nil
+	return curves()[i]
 }
 
 // AgreePoint multiplies the peer's point with TPM2_ECDH_ZGen (TPM 2.0 Part 3, 14.5) and returns

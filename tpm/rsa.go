@@ -2,8 +2,8 @@ package tpm
 
 import (
 	"context"
-	"crypto"
 	"crypto/rsa"
+	"crypto/x509"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -20,10 +20,10 @@ type rsaSigner struct {
 
 var _ token.Signer = (*rsaSigner)(nil)
 
-func newRSASigner(t *Token, b *blob, public crypto.PublicKey) (token.Key, error) {
-	p, ok := public.(*rsa.PublicKey)
-	if !ok {
-		return nil, fmt.Errorf("tpm: open key: %w: no RSA key", token.ErrCorrupt)
+func newRSASigner(t *Token, b *blob) (token.Key, error) {
+	p, err := x509.ParsePKCS1PublicKey(b.key.Octets)
+	if err != nil {
+		return nil, fmt.Errorf("tpm: open key: %w: %w", token.ErrCorrupt, err)
 	}
 	return &rsaSigner{key{token: t, blob: b}, p}, nil
 }
@@ -60,10 +60,6 @@ func (k *rsaSigner) Sign(ctx context.Context, req token.SignRequest) ([]byte, er
 type rsaDecrypter struct{ key }
 
 var _ token.Decrypter = (*rsaDecrypter)(nil)
-
-func newRSADecrypter(t *Token, b *blob) (token.Key, error) {
-	return &rsaDecrypter{key{token: t, blob: b}}, nil
-}
 
 // Decrypt opens RSAES-OAEP with SHA-256 by TPM2_RSA_Decrypt (TPM 2.0 Part 3, 14.3). A TPM takes a
 // label only if its last octet is zero (Part 1, B.4): others give token.ErrUnsupported.

@@ -125,10 +125,12 @@ func trimZeros(b []byte) []byte {
 
 // mac computes the HMAC of TPM 2.0 Part 1, 19.6.5.
 func (a *authorization) mac(out, parameterHash, newer, older, more []byte, attributes byte) []byte {
-	key := slices.Clip(a.key)
-	if !a.omit {
-		key = append(key, a.value...)
+	value := a.value
+	if a.omit {
+		value = nil
 	}
+	key := slices.Concat(a.key, value)
+	defer clear(key)
 	h := hmac.New(sha256.New, key)
 	h.Write(parameterHash)
 	h.Write(newer)
@@ -168,8 +170,10 @@ func (a *authorization) checkResponse(cc tpm2.TPMCC, parameters, nonce []byte, a
 
 // crypt encrypts or decrypts a parameter in place, TPM 2.0 Part 1, 21.3.
 func (a *authorization) crypt(parameter, newer, older []byte, mode func(cipher.Block, []byte) cipher.Stream) error {
-	secret := append(slices.Clip(a.key), a.value...)
+	secret := slices.Concat(a.key, a.value)
+	defer clear(secret)
 	keyIV := tpm2.KDFa(crypto.SHA256, secret, "CFB", newer, older, 8*(sessionKey+aes.BlockSize))
+	defer clear(keyIV)
 	block, err := aes.NewCipher(keyIV[:sessionKey])
 	if err != nil {
 		return err

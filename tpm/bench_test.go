@@ -1,0 +1,94 @@
+package tpm
+
+import (
+	"crypto/sha256"
+	"net"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/google/go-tpm/tpm2"
+	"github.com/google/go-tpm/tpm2/transport"
+	"github.com/mesh-agent/mesh-agent/token"
+	"github.com/mesh-agent/mesh-agent/token/tokentest"
+	"github.com/mesh-agent/mesh-agent/tpm/tpmtest"
+)
+
+// BenchmarkAgainstRaw compares a signature of a Token, which is verified before it is released, with bare
+// TPM2_Sign of go-tpm: key loaded, one salted session with encryption that is used again.
+// Each has its own TPM, and they take turns, so that both see the same machine.
+func BenchmarkAgainstRaw(b *testing.B) {
+	for _, a := range []token.Algorithm{token.P256, token.P384, token.RSA2048} {
+		b.Run(string(a), func(b *testing.B) {
+			raw := rawSigner(b, a)
+			_, k := benchmarkKey(b, a, token.UseSign)
+			req := tokentest.DefaultSignRequest(a, []byte("message"))
+			var raws, tokens []time.Duration
+			for b.Loop() {
+				begin := time.Now()
+				raw()
+				middle := time.Now()
+				if _, err := k.(token.Signer).Sign(b.Context(), req); err != nil {
+					b.Fatal(err)
+				}
+				raws, tokens = append(raws, middle.Sub(begin)), append(tokens, time.Since(middle))
+			}
+			r, t := median(raws), median(tokens)
+			b.ReportMetric(float64(r.Microseconds()), "raw-us")
+			b.ReportMetric(float64(t.Microseconds()), "token-us")
+			b.ReportMetric(float64(t)/float64(r), "token/raw")
+		})
+	}
+}
+
+func median(d []time.Duration) time.Duration {
+	slices.Sort(d)
+	return d[len(d)/2]
+}
+
+// rawSigner signs with go-tpm and nothing else.
+func rawSigner(b *testing.B, a token.Algorithm) func() {
+	b.Helper()
+	c, err := net.Dial("unix", tpmtest.Start(b).Socket)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { c.Close() })
+	t := transport.FromReadWriter(c)
+	check := func(err error) {
+		b.Helper()
+		if err != nil {
+			b.Fatal(err)
+		}
+	}
+	srk, err := tpm2.CreatePrimary{PrimaryHandle: tpm2.TPMRHOwner, InPublic: tpm2.New2B(tpm2.ECCSRKTemplate)}.Execute(t)
+	check(err)
+	srkPublic, err := srk.OutPublic.Contents()
+	check(err)
+	template, err := keyTemplate(a, purposeSign, false, nil)
+	check(err)
+	parent := tpm2.AuthHandle{Handle: srk.ObjectHandle, Name: srk.Name, Auth: tpm2.PasswordAuth(nil)}
+	made, err := tpm2.Create{ParentHandle: parent, InPublic: tpm2.New2B(template)}.Execute(t)
+	check(err)
+	loaded, err := tpm2.Load{ParentHandle: parent, InPrivate: made.OutPrivate, InPublic: made.OutPublic}.Execute(t)
+	check(err)
+	session, _, err := tpm2.HMACSession(t, tpm2.TPMAlgSHA256, 16,
+		tpm2.Salted(srk.ObjectHandle, *srkPublic), tpm2.AESEncryption(128, tpm2.EncryptIn))
+	check(err)
+	scheme, hash := tpm2.TPMAlgECDSA, tpm2.TPMAlgSHA256
+	if a.RSABits() != 0 {
+		scheme = tpm2.TPMAlgRSASSA
+	}
+	digest := sha256.Sum256([]byte("message"))
+	return func() {
+		_, err := tpm2.Sign{
+			KeyHandle: tpm2.AuthHandle{Handle: loaded.ObjectHandle, Name: loaded.Name, Auth: session},
+			Digest:    tpm2.TPM2BDigest{Buffer: digest[:]},
+			InScheme: tpm2.TPMTSigScheme{
+				Scheme: scheme, Details: tpm2.NewTPMUSigScheme(scheme, &tpm2.TPMSSchemeHash{HashAlg: hash}),
+			},
+			Validation: tpm2.TPMTTKHashCheck{Tag: tpm2.TPMSTHashCheck},
+		}.Execute(t)
+		check(err)
+	}
+}
