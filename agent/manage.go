@@ -83,7 +83,7 @@ func (r *request) makeKey(ctx context.Context, req mesh.KeyGenerateRequest) (ent
 		return nil, nil, malformed("Use", "%v", err)
 	}
 	spec := keyring.GenerateSpec{
-		Token: home.token, Algorithm: algorithm, Use: home.use, Label: req.Label, ShareTo: home.shareTo,
+		Token: home.token, Algorithm: algorithm, Use: home.use, Label: req.Label, ShareTo: home.shareTo, Tags: req.Tags,
 		Policy: home.policy, PCRs: req.PCRs,
 	}
 	if home.seal {
@@ -157,7 +157,7 @@ func (r *request) keyImport(ctx context.Context, body strictjson.Value) ([]byte,
 		return nil, malformed("Use", "%v", err)
 	}
 	spec := keyring.ImportSpec{
-		Token: home.token, Use: home.use, Label: req.Label, Private: private, ShareTo: home.shareTo,
+		Token: home.token, Use: home.use, Label: req.Label, Private: private, ShareTo: home.shareTo, Tags: req.Tags,
 		Policy: home.policy, PCRs: req.PCRs,
 	}
 	put := r.importInto
@@ -345,6 +345,7 @@ func keyInfo(e *keyring.Entry) *mesh.KeyInfo {
 		PublicKey:  mesh.Parameters(e.Public),
 		Operations: e.Operations(),
 		Imported:   e.Imported,
+		Tags:       e.Tags,
 		State:      e.State,
 	}
 	for _, to := range e.ShareTo {

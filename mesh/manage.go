@@ -57,6 +57,7 @@ type KeyGenerateRequest struct {
 	Use       string
 	Label     string             `json:",omitzero"`
 	ShareTo   []strictjson.Value `json:",omitzero"` // KeyData with an X25519 or X448 public key, for use split
+	Tags      []string           `json:",omitzero"` // for use sign-assertion: of the bodies that the key signs
 }
 
 // KeyImportRequest imports the key in Key.
@@ -71,6 +72,7 @@ type KeyImportRequest struct {
 	Label      string             `json:",omitzero"`
 	UnwrapWith string             `json:",omitzero"` // KeyId of the key that opens the envelope in Key
 	ShareTo    []strictjson.Value `json:",omitzero"`
+	Tags       []string           `json:",omitzero"`
 }
 
 // KeyResponse answers KeyGenerateRequest, KeyImportRequest, KeyDeleteRequest and KeyResealRequest.
@@ -100,6 +102,7 @@ type KeyInfo struct {
 	Operations []string
 	Imported   bool
 	ShareTo    []string `json:",omitzero"` // UDFs of the recipients
+	Tags       []string `json:",omitzero"` // of use sign-assertion
 	State      string   `json:",omitzero"` // absent if the key is in order, else "unverified", "unreadable: ...", "token absent"
 }
 
