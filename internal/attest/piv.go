@@ -36,36 +36,13 @@ func checkPIV(v *verification) error {
 	if v.answer.Statement.PCRs != "" || e.Certify != nil || e.PCRs != nil || e.Quote != nil || e.QuoteSignature != nil {
 		return fmt.Errorf("%w: more than a card has to say", ErrEvidence)
 	}
-	issuer, err := x509.ParseCertificate(e.AttestationKey)
-	if err != nil {
-		return fmt.Errorf("%w: attestation certificate: %w", ErrEvidence, err)
-	}
-	cert, err := x509.ParseCertificate(e.Key)
+	cert, err := issued(e)
 	if err != nil {
 		return fmt.Errorf("%w: key certificate: %w", ErrEvidence, err)
 	}
-	// Not CheckSignatureFrom: the attestation certificates of early cards do not say that they
-	// are a CA's.
-	if err := issuer.CheckSignature(cert.SignatureAlgorithm, cert.RawTBSCertificate, cert.Signature); err != nil {
-		return fmt.Errorf("%w: key certificate: %w", ErrEvidence, err)
-	}
-	stated, err := v.answer.Statement.PublicKey.PublicKey()
+	key, err := v.certifiedKey(cert)
 	if err != nil {
-		return fmt.Errorf("%w: public key: %w", ErrForm, err)
-	}
-	key, err := stated.Standard()
-	if err != nil {
-		return fmt.Errorf("%w: %w", ErrEvidence, err)
-	}
-	if stated.Algorithm == token.X25519 && stated.Octets[len(stated.Octets)-1] != 0 {
-		return fmt.Errorf("%w: a card does not know the sign of its key", ErrEvidence)
-	}
-	certified, err := publicKeyOf(cert)
-	if err != nil {
-		return fmt.Errorf("%w: key certificate: %w", ErrEvidence, err)
-	}
-	if same, err := sameKey(key, certified); err != nil || !same {
-		return fmt.Errorf("%w: it is about another key", ErrEvidence)
+		return err
 	}
 	card, err := cardReport(cert)
 	if err != nil {
@@ -79,6 +56,43 @@ func checkPIV(v *verification) error {
 	}
 	v.describeCard(card)
 	return nil
+}
+
+// issued returns the certificate that the card's attestation key issued. Not by
+// CheckSignatureFrom: the attestation certificates of early cards do not say that they are a CA's.
+func issued(e *Evidence) (*x509.Certificate, error) {
+	issuer, err := x509.ParseCertificate(e.AttestationKey)
+	if err != nil {
+		return nil, err
+	}
+	cert, err := x509.ParseCertificate(e.Key)
+	if err != nil {
+		return nil, err
+	}
+	return cert, issuer.CheckSignature(cert.SignatureAlgorithm, cert.RawTBSCertificate, cert.Signature)
+}
+
+// certifiedKey returns the stated key, which must be the certificate's.
+func (v *verification) certifiedKey(cert *x509.Certificate) (any, error) {
+	stated, err := v.answer.Statement.PublicKey.PublicKey()
+	if err != nil {
+		return nil, fmt.Errorf("%w: public key: %w", ErrForm, err)
+	}
+	key, err := stated.Standard()
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrEvidence, err)
+	}
+	if stated.Algorithm == token.X25519 && stated.Octets[len(stated.Octets)-1] != 0 {
+		return nil, fmt.Errorf("%w: a card does not know the sign of its key", ErrEvidence)
+	}
+	certified, err := publicKeyOf(cert)
+	if err != nil {
+		return nil, fmt.Errorf("%w: key certificate: %w", ErrEvidence, err)
+	}
+	if same, err := sameKey(key, certified); err != nil || !same {
+		return nil, fmt.Errorf("%w: it is about another key", ErrEvidence)
+	}
+	return key, nil
 }
 
 func (v *verification) describeCard(card *CardReport) {
