@@ -4,6 +4,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/mesh-agent/mesh-agent/internal/keyring"
 	"github.com/mesh-agent/mesh-agent/internal/strictjson"
 	"github.com/mesh-agent/mesh-agent/mesh"
 	"github.com/mesh-agent/mesh-agent/token"
@@ -113,5 +114,11 @@ func TestTokenPIN(t *testing.T) {
 		if got := itoa(r.Status) + " " + r.StatusDescription; !strings.HasPrefix(got, c.want) {
 			t.Errorf("%s %s: %s, want %s", c.tag, c.members, got, c.want)
 		}
+	}
+}
+
+func sealedSpec() keyring.GenerateSpec {
+	return keyring.GenerateSpec{
+		Token: "tpm", Algorithm: token.Ed448, Use: token.UseSign, Policy: token.Policy{PIN: token.PINNever}, PCRs: "sha256:7",
 	}
 }

@@ -38,6 +38,7 @@ var messages = [...]message{
 	{mesh.TagKeyExportRequest, mesh.TagKeyExportResponse, (*request).keyExport},
 	{mesh.TagTokenSetPINRequest, mesh.TagTokenSetPINResponse, (*request).tokenSetPIN},
 	{mesh.TagTokenLockRequest, mesh.TagTokenLockResponse, (*request).tokenLock},
+	{mesh.TagDoctorRequest, mesh.TagDoctorResponse, (*request).doctor},
 }
 
 // meshMessage answers one Mesh message. It reports false for contents that are not

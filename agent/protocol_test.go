@@ -77,6 +77,7 @@ var replyTypes = map[string]func() any{
 	mesh.TagTokenUnlockResponse: func() any { return new(mesh.Reply) },
 	mesh.TagTokenSetPINResponse: func() any { return new(mesh.Reply) },
 	mesh.TagTokenLockResponse:   func() any { return new(mesh.Reply) },
+	mesh.TagDoctorResponse:      func() any { return new(mesh.DoctorResponse) },
 	mesh.TagKeyResealResponse:   func() any { return new(mesh.KeyResponse) },
 	mesh.TagKeyExportResponse:   func() any { return new(mesh.KeyExportResponse) },
 	mesh.TagStatusResponse:      func() any { return new(mesh.StatusResponse) },

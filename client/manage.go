@@ -115,3 +115,12 @@ func (c *Client) TokenLock(ctx context.Context, name string) error {
 	_, err := fetch[mesh.Reply](ctx, c, mesh.TagTokenLockRequest, mesh.TokenLockRequest{Token: name}, mesh.TagTokenLockResponse)
 	return err
 }
+
+// Doctor returns what the agent finds of its tokens and keys.
+func (c *Client) Doctor(ctx context.Context) ([]mesh.Finding, error) {
+	out, err := fetch[mesh.DoctorResponse](ctx, c, mesh.TagDoctorRequest, mesh.DoctorRequest{}, mesh.TagDoctorResponse)
+	if err != nil {
+		return nil, err
+	}
+	return out.Findings, nil
+}

@@ -20,6 +20,7 @@ func newRootCommand(a *app) *cobra.Command {
 	root := group("mesh-agent", "Guard private keys for the Mathematical Mesh and for SSH",
 		newServeCommand(a),
 		newStatusCommand(a),
+		newDoctorCommand(a),
 		newTokenCommand(a),
 		newKeyCommand(a),
 		newOperateCommand(a),

@@ -66,9 +66,12 @@ func (a *app) openTokens(ctx context.Context, s settings, log *slog.Logger) (tok
 	return tokens, nil
 }
 
+// tpmFolder is where the TPM's files are in the state folder.
+const tpmFolder = "tpm"
+
 // openTPM opens the TPM, which need not be there yet: the other tokens work without it.
 func (a *app) openTPM(ctx context.Context, s settings, log *slog.Logger) (*tpm.Token, error) {
-	t, err := tpm.Open(ctx, tpm.Options{Device: s.tpm.device, StateDir: filepath.Join(s.state, "tpm"), MayBeAbsent: true})
+	t, err := tpm.Open(ctx, tpm.Options{Device: s.tpm.device, StateDir: filepath.Join(s.state, tpmFolder), MayBeAbsent: true})
 	if err != nil {
 		return nil, hint(fmt.Errorf("open TPM %s: %w", s.tpm.device, err), "check --tpm and $MESH_AGENT_TPM; --tpm off does without")
 	}

@@ -1,0 +1,89 @@
+package agent
+
+import (
+	"context"
+	"strings"
+	"time"
+
+	"github.com/mesh-agent/mesh-agent/internal/strictjson"
+	"github.com/mesh-agent/mesh-agent/mesh"
+	"github.com/mesh-agent/mesh-agent/token"
+)
+
+// diagnoseTimeout is how long one token may be looked at.
+const diagnoseTimeout = 30 * time.Second
+
+// doctor answers DoctorRequest: what the agent can see of its tokens and keys.
+func (r *request) doctor(ctx context.Context, body strictjson.Value) ([]byte, error) {
+	if err := r.decodeManage(mesh.TagDoctorRequest, body, &mesh.DoctorRequest{}); err != nil {
+		return nil, err
+	}
+	out := mesh.DoctorResponse{Reply: accepted}
+	for _, t := range r.ring.Tokens() {
+		out.Findings = append(out.Findings, r.diagnose(ctx, t)...)
+	}
+	out.Findings = append(out.Findings, r.keyFindings()...)
+	return strictjson.Marshal(out)
+}
+
+// diagnose has a token say what is wrong with it, or says what its state tells.
+func (r *request) diagnose(ctx context.Context, t token.Token) []mesh.Finding {
+	info := t.Info()
+	about := "token " + info.Name
+	findings := []token.Finding{stateFinding(info)}
+	if d, ok := t.(token.Doctor); ok {
+		ctx, cancel := context.WithTimeout(ctx, diagnoseTimeout)
+		defer cancel()
+		leave, err := r.manageGate(ctx, info.Name)
+		if err != nil {
+			return []mesh.Finding{{Severity: string(token.SeverityError), About: about,
+				Text: "it is busy and could not be looked at: " + r.answerTo(err).text, Mend: "try again in a moment"}}
+		}
+		defer leave()
+		if own := d.Diagnose(ctx); len(own) != 0 {
+			findings = own
+		}
+	}
+	out := make([]mesh.Finding, len(findings))
+	for i, f := range findings {
+		out[i] = mesh.Finding{Severity: string(f.Severity), About: about, Text: f.Text, Mend: f.Mend}
+	}
+	return out
+}
+
+// stateFinding is what the state of a token alone tells.
+func stateFinding(info token.Info) token.Finding {
+	switch info.State {
+	case token.StateReady:
+		return token.Finding{Severity: token.SeverityInfo, Text: "ready: " + info.Description}
+	case token.StateLocked:
+		return token.Finding{Severity: token.SeverityInfo, Text: "locked: `mesh-agent token unlock " + info.Name + "` presents its PIN"}
+	case token.StateReplaced:
+		return token.Finding{Severity: token.SeverityError, Text: "replaced: another device, or a cleared one, is in its place",
+			Mend: "put the right one back; keys of the earlier one are lost without it"}
+	}
+	return token.Finding{Severity: token.SeverityError, Text: "absent: it is not there or does not answer",
+		Mend: "plug it in, and check that this user may open its device"}
+}
+
+// keyFindings says which records did not load and which keys did not open.
+func (r *request) keyFindings() []mesh.Finding {
+	snapshot := r.ring.Snapshot()
+	var out []mesh.Finding
+	for _, problem := range snapshot.Problems() {
+		out = append(out, mesh.Finding{Severity: string(token.SeverityError), About: "keys", Text: problem,
+			Mend: "restore the record from a backup, or move it away; the other keys are not affected"})
+	}
+	for _, e := range snapshot.Entries() {
+		if !strings.HasPrefix(e.State, "unreadable") {
+			continue
+		}
+		f := mesh.Finding{Severity: string(token.SeverityError), About: "key " + e.Udf, Text: e.State,
+			Mend: "restore its record and its token, or delete it: mesh-agent key delete " + e.Udf}
+		if e.PCRs != "" {
+			f.Mend = "seal it to the platform as it is now: mesh-agent key reseal --recovery - " + e.Udf
+		}
+		out = append(out, f)
+	}
+	return out
+}

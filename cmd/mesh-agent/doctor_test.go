@@ -1,0 +1,52 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/mesh-agent/mesh-agent/mesh"
+)
+
+func TestExamineSwap(t *testing.T) {
+	t.Parallel()
+	const title = "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n"
+	for table, want := range map[string]int{
+		"":    0,
+		title: 0,
+		title + "/dev/zram0                              partition\t1\t0\t-2\n": 0,
+		title + "/dev/dm-1                               partition\t1\t0\t-2\n": 0,
+		title + "/swapfile                               file\t1\t0\t-2\n":      1,
+	} {
+		name := filepath.Join(t.TempDir(), "swaps")
+		if err := os.WriteFile(name, []byte(table), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if got := examineSwap(name); len(got) != want {
+			t.Errorf("%q: %+v", table, got)
+		}
+	}
+	if got := examineSwap(filepath.Join(t.TempDir(), "none")); got != nil {
+		t.Errorf("no table: %+v", got)
+	}
+}
+
+func TestVerdict(t *testing.T) {
+	t.Parallel()
+	warning, wrong := mesh.Finding{Severity: "warning"}, mesh.Finding{Severity: "error"}
+	for _, c := range []struct {
+		findings []mesh.Finding
+		want     string
+	}{
+		{nil, ""},
+		{[]mesh.Finding{warning}, ""},
+		{[]mesh.Finding{wrong, warning}, "one thing"},
+		{[]mesh.Finding{wrong, wrong}, "2 things"},
+	} {
+		err := verdict(c.findings)
+		if (err == nil) != (c.want == "") || err != nil && !strings.HasPrefix(err.Error(), c.want) {
+			t.Errorf("%+v: %v, want %q", c.findings, err, c.want)
+		}
+	}
+}
