@@ -139,8 +139,15 @@ func (h *History) Adopt(c *CatalogedDevice, f *Frame) *History {
 	return next
 }
 
-// Revoke returns the history after the device was disconnected: nothing is in use, and all
-// that was is superseded.
-func (h *History) Revoke() *History {
-	return h.Adopt(&CatalogedDevice{}, nil)
+// Revoke returns the history after the device was disconnected: nothing is in use, and all that
+// was, and what a revocation names beside, is superseded. The account's profile, if it is given, stays: with it the
+// device may be connected again.
+func (h *History) Revoke(profile *mesh.Envelope, named ...mesh.Binary) *History {
+	next := h.Adopt(&CatalogedDevice{ProfileUser: profile}, nil)
+	for _, d := range named {
+		if !has(next.Current, d) && !has(next.Superseded, d) {
+			next.Superseded = append(next.Superseded, d)
+		}
+	}
+	return next
 }

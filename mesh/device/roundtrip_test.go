@@ -417,7 +417,7 @@ func TestRollback(t *testing.T) {
 		v.Frame = &Frame{Index: 8}
 		want("newer frame", third, OrderNewer)
 
-		data := must(strictjson.Marshal(v.History.Revoke()))
+		data := must(strictjson.Marshal(v.History.Revoke(nil)))
 		v.Frame, v.History = nil, &History{}
 		if err := strictjson.Unmarshal(data, v.History); err != nil {
 			t.Fatal(err)

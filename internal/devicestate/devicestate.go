@@ -1,0 +1,247 @@
+// Package devicestate keeps what the agent remembers of the device's Mesh identity and of the
+// accounts that it administers: profiles, which account may activate the device, what
+// activated it, and which devices an account has. One JSON file for the device and one for
+// each account, in a folder of their own.
+//
+// It holds no key: those are in the key records, and the seed of an account is encrypted
+// to one of them. It verifies nothing that it reads but its form; who uses a profile
+// validates it. It does not lock: the folder of the key records above is locked.
+package devicestate
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"strings"
+	"time"
+
+	"github.com/mesh-agent/mesh-agent/internal/durable"
+	"github.com/mesh-agent/mesh-agent/internal/strictjson"
+	"github.com/mesh-agent/mesh-agent/mesh"
+	"github.com/mesh-agent/mesh-agent/mesh/device"
+)
+
+// Version is the version of the files that this package writes and the only one it reads.
+const Version = 1
+
+// MaxFile is the largest size of a file in octets.
+const MaxFile = 64 << 20
+
+const (
+	deviceName    = "device.json"
+	accountPrefix = "account-"
+	suffix        = ".json"
+)
+
+// ErrNotFound says that there is no such device or account.
+var ErrNotFound = errors.New("not found")
+
+// Home is where keys of the device or account go that are not made inside a token.
+type Home struct {
+	Token  string `json:",omitzero"`
+	SealTo string `json:",omitzero"`
+	PIN    string `json:",omitzero"`
+}
+
+// Key is a key record with what it is for.
+type Key struct {
+	Name string
+	Udf  string
+	// Own says that the key was made for this and is deleted with it.
+	Own bool `json:",omitzero"`
+}
+
+// Device is the device's identity.
+type Device struct {
+	Version    int
+	Generation string
+	Tier       string
+	Home       Home
+	Profile    strictjson.Value // enveloped ProfileDevice
+	Keys       []Key
+	Pins       []Pin        `json:",omitzero"`
+	Requests   []Request    `json:",omitzero"`
+	Accounts   []Membership `json:",omitzero"` // also those that ended, for their history
+}
+
+// Pin is an account that a person approved.
+type Pin struct {
+	Udf      string
+	Address  string `json:",omitzero"`
+	Approved time.Time
+	// Unused says that nothing was activated since the approval, which therefore covers an
+	// activation of which nothing shows that it is newer.
+	Unused bool `json:",omitzero"`
+}
+
+// Request is a request for connection that waits for its answer.
+type Request struct {
+	MessageID string
+	Account   string // address
+	Created   time.Time
+	Envelope  strictjson.Value
+	// Acknowledged is the MessageId of an acknowledgement, to which an answer may refer.
+	Acknowledged string `json:",omitzero"`
+}
+
+// Membership is the device's connection to one account, or what is left of it.
+type Membership struct {
+	Udf     string
+	Address string   `json:",omitzero"`
+	Active  bool     `json:",omitzero"`
+	Roles   []string `json:",omitzero"`
+	Keys    []Key    `json:",omitzero"`
+	// The enveloped objects of an active one.
+	ProfileUser       strictjson.Value `json:",omitzero"`
+	ConnectionDevice  strictjson.Value `json:",omitzero"`
+	ConnectionService strictjson.Value `json:",omitzero"`
+	History           device.History
+	// Inside are digests of the ephemeral keys of activations: what these wrap is
+	// opened inside the agent only.
+	Inside []mesh.Binary `json:",omitzero"`
+}
+
+// Account is an account that this agent administers.
+type Account struct {
+	Version    int
+	Generation string
+	Udf        string
+	Address    string           `json:",omitzero"`
+	Profile    strictjson.Value // enveloped ProfileUser
+	Home       Home
+	Keys       []Key
+	Seal       string           // UDF of the key of use seal
+	Seed       strictjson.Value // DARE envelope to that key: text of the account's seed
+	PINs       []PIN            `json:",omitzero"`
+	// Acknowledged are the nonces of acknowledgements, by the MessageId of the request.
+	Acknowledged []Nonce `json:",omitzero"`
+	// Answered are the MessageIds of requests that were answered.
+	Answered []string    `json:",omitzero"`
+	Devices  []Connected `json:",omitzero"`
+}
+
+// PIN is a PIN that was made for one device.
+type PIN struct {
+	ID      string           // as requests name it
+	Text    strictjson.Value // DARE envelope to the account's key of use seal
+	Expires time.Time
+}
+
+// Nonce is a server's nonce.
+type Nonce struct {
+	MessageID string
+	Nonce     mesh.Binary
+}
+
+// Connected is a device that was connected.
+type Connected struct {
+	Udf     string
+	Roles   []string         `json:",omitzero"`
+	Entry   strictjson.Value // CatalogedDevice
+	Revoked bool             `json:",omitzero"`
+	// Revocation is the signed statement, of a revoked one.
+	Revocation strictjson.Value `json:",omitzero"`
+}
+
+// Folder is where the files are. Its methods may be called from several goroutines at once; of
+// two writes of one file the later one wins.
+type Folder struct{ files *durable.Folder }
+
+// Open opens the folder, which it creates if it is missing.
+func Open(path string) (*Folder, error) {
+	files, err := durable.OpenFolder(path)
+	if err != nil {
+		return nil, fmt.Errorf("open device state: %w", err)
+	}
+	if err := files.RemoveLeftovers(); err != nil {
+		return nil, errors.Join(fmt.Errorf("open device state: %w", err), files.Close())
+	}
+	return &Folder{files}, nil
+}
+
+// Close releases the folder.
+func (f *Folder) Close() error { return f.files.Close() }
+
+// Device reads the device's identity. If there is none the error is ErrNotFound.
+func (f *Folder) Device() (*Device, error) {
+	d := new(Device)
+	if err := f.read(deviceName, d); err != nil {
+		return nil, err
+	}
+	if err := check(d.Version, d.Generation, d.Profile); err != nil {
+		return nil, fmt.Errorf("read %s: %w", deviceName, err)
+	}
+	return d, nil
+}
+
+// PutDevice writes the device's identity durably.
+func (f *Folder) PutDevice(d *Device) error {
+	d.Version = Version
+	return f.write(deviceName, d)
+}
+
+// Accounts reads all accounts, sorted by their names. One that does not load is an error.
+func (f *Folder) Accounts() ([]*Account, error) {
+	names, err := f.files.Names()
+	if err != nil {
+		return nil, err
+	}
+	var out []*Account
+	for _, name := range names {
+		udf, ok := strings.CutPrefix(strings.TrimSuffix(name, suffix), accountPrefix)
+		if !ok {
+			continue
+		}
+		a := new(Account)
+		if err := f.read(name, a); err != nil {
+			return nil, err
+		}
+		if err := check(a.Version, a.Generation, a.Profile); err != nil || a.Udf != udf {
+			return nil, errors.Join(fmt.Errorf("read %s: not the record of this account", name), err)
+		}
+		out = append(out, a)
+	}
+	return out, nil
+}
+
+// PutAccount writes an account durably.
+func (f *Folder) PutAccount(a *Account) error {
+	a.Version = Version
+	return f.write(accountPrefix+a.Udf+suffix, a)
+}
+
+func check(version int, generation string, profile strictjson.Value) error {
+	if version != Version {
+		return fmt.Errorf("version %d, this program knows %d only", version, Version)
+	}
+	if len(profile) == 0 {
+		return errors.New("no profile")
+	}
+	_, err := mesh.ParseGeneration(generation)
+	return err
+}
+
+func (f *Folder) read(name string, v any) error {
+	data, err := f.files.Read(name, MaxFile)
+	if errors.Is(err, fs.ErrNotExist) {
+		return ErrNotFound
+	}
+	if err != nil {
+		return err
+	}
+	if err := strictjson.Unmarshal(data, v); err != nil {
+		return fmt.Errorf("read %s: %w", name, err)
+	}
+	return nil
+}
+
+func (f *Folder) write(name string, v any) error {
+	data, err := strictjson.MarshalIndent(v)
+	if err != nil {
+		return fmt.Errorf("write %s: %w", name, err)
+	}
+	if len(data) > MaxFile {
+		return fmt.Errorf("write %s: larger than %d octets", name, MaxFile)
+	}
+	return f.files.Write(name, append(data, '\n'))
+}

@@ -1,0 +1,82 @@
+package devicestate
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"reflect"
+	"testing"
+	"time"
+
+	"github.com/mesh-agent/mesh-agent/internal/strictjson"
+	"github.com/mesh-agent/mesh-agent/mesh"
+	"github.com/mesh-agent/mesh-agent/mesh/device"
+)
+
+func open(t *testing.T) (*Folder, string) {
+	t.Helper()
+	dir := filepath.Join(t.TempDir(), "device")
+	f, err := Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := f.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return f, dir
+}
+
+func TestDevice(t *testing.T) {
+	t.Parallel()
+	f, _ := open(t)
+	if _, err := f.Device(); !errors.Is(err, ErrNotFound) {
+		t.Errorf("Device of an empty folder: %v", err)
+	}
+	want := &Device{
+		Generation: "g2", Tier: "sealed", Home: Home{SealTo: "tpm"}, Profile: strictjson.Value(`[{"dig":"S512"},""]`),
+		Keys:     []Key{{Name: "Encryption", Udf: "MAAA", Own: true}},
+		Pins:     []Pin{{Udf: "MBBB", Approved: time.Unix(1, 0).UTC(), Unused: true}},
+		Accounts: []Membership{{Udf: "MBBB", Active: true, History: device.History{Current: []mesh.Binary{{1}}, Frame: &device.Frame{Index: 1}}}},
+	}
+	if err := f.PutDevice(want); err != nil {
+		t.Fatal(err)
+	}
+	got, err := f.Device()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got.Profile = nil; got.Tier != "sealed" || !reflect.DeepEqual(got.Accounts, want.Accounts) || !reflect.DeepEqual(got.Pins, want.Pins) {
+		t.Errorf("Device is %+v", got)
+	}
+}
+
+func TestAccounts(t *testing.T) {
+	t.Parallel()
+	f, dir := open(t)
+	for _, udf := range []string{"MB-2", "MA-1"} {
+		if err := f.PutAccount(&Account{Generation: "g1", Udf: udf, Profile: strictjson.Value(`[]`)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	accounts, err := f.Accounts()
+	if err != nil || len(accounts) != 2 || accounts[0].Udf != "MA-1" {
+		t.Fatalf("Accounts: %+v, %v", accounts, err)
+	}
+	for name, text := range map[string]string{
+		"another version": `{"Version":2,"Generation":"g1","Udf":"MA-1","Profile":[]}`,
+		"another name":    `{"Version":1,"Generation":"g1","Udf":"MC-3","Profile":[]}`,
+		"unknown member":  `{"Version":1,"Generation":"g1","Udf":"MA-1","Profile":[],"Extra":1}`,
+		"no profile":      `{"Version":1,"Generation":"g1","Udf":"MA-1"}`,
+		"no generation":   `{"Version":1,"Udf":"MA-1","Profile":[]}`,
+		"trailing":        `{"Version":1,"Generation":"g1","Udf":"MA-1","Profile":[]} {}`,
+	} {
+		if err := os.WriteFile(filepath.Join(dir, "account-MA-1.json"), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := f.Accounts(); err == nil {
+			t.Errorf("%s: accepted", name)
+		}
+	}
+}
