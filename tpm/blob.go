@@ -75,6 +75,15 @@ func (o *object) parseArea() error {
 	return nil
 }
 
+// fits reports whether the object has a template's public area but for the key itself.
+func (o *object) fits(template tpm2.TPMTPublic) bool {
+	if o.public.Type != template.Type {
+		return false
+	}
+	template.Unique = o.public.Unique
+	return bytes.Equal(tpm2.Marshal(template), o.area)
+}
+
 // nameOf computes a Name, TPM 2.0 Part 1, 16.
 func nameOf(alg tpm2.TPMAlgID, area []byte) ([]byte, error) {
 	hash, err := alg.Hash()

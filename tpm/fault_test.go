@@ -475,3 +475,45 @@ func TestExplainFailure(t *testing.T) {
 		}
 	}
 }
+
+// TestReplay has something between answer with the TPM's own answers to earlier commands.
+func TestReplay(t *testing.T) {
+	t.Parallel()
+	var first []byte
+	tok := open(t, Options{dial: tampered(t, tpmtest.Start(t).Device(), tpm2.TPMCCECDHZGen, func(b []byte) {
+		if first == nil {
+			first = bytes.Clone(b)
+		}
+		copy(b, first)
+	})})
+	k := openKey(t, tok, generate(t, tok, token.P256, token.UseAgree))
+	agree(t, k)
+	_, err := k.(token.PointAgreer).AgreePoint(t.Context(), token.AgreeRequest{Peer: k.Public().Octets})
+	if !errors.Is(err, token.ErrFault) || !errors.Is(err, errForged) {
+		t.Errorf("AgreePoint answered with an earlier answer: %v, want ErrFault and errForged", err)
+	}
+}
+
+// TestMalformedResponses has authorization areas that are not as they should be.
+func TestMalformedResponses(t *testing.T) {
+	t.Parallel()
+	a := &authorization{session: &session{key: make([]byte, 32)}}
+	for name, b := range map[string][]byte{
+		"nothing":              {},
+		"no parameters":        {0, 0, 0, 1},
+		"huge parameters":      {0xff, 0xff, 0xff, 0xff, 0},
+		"no nonce":             {0, 0, 0, 0, 0},
+		"nonce cut off":        {0, 0, 0, 0, 0, 2, 1},
+		"no attributes":        {0, 0, 0, 0, 0, 0},
+		"no HMAC":              {0, 0, 0, 0, 0, 0, 1},
+		"HMAC cut off":         {0, 0, 0, 0, 0, 0, 1, 0, 2, 1},
+		"octets after the end": {0, 0, 0, 0, 0, 0, 1, 0, 0, 9},
+	} {
+		if _, err := a.response(tpm2.TPMCCSign, b); !lost(err) || errors.Is(err, errForged) {
+			t.Errorf("%s: %v, want a broken link", name, err)
+		}
+	}
+	if _, err := a.response(tpm2.TPMCCSign, []byte{0, 0, 0, 0, 0, 0, 1, 0, 0}); !errors.Is(err, errForged) {
+		t.Errorf("empty HMAC: %v, want errForged", err)
+	}
+}

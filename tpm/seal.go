@@ -170,8 +170,7 @@ func (d *device) seal(s *sealing, o *offer) (*sealedHeader, error) {
 	if err := made.parseArea(); err != nil {
 		return nil, fmt.Errorf("%w: %w", token.ErrFault, err)
 	}
-	template.Unique = made.public.Unique
-	if !bytes.Equal(tpm2.Marshal(template), made.area) {
+	if !made.fits(template) {
 		return nil, fmt.Errorf("%w: not the object that was asked for", token.ErrFault)
 	}
 	h.Object = made.file()
@@ -243,8 +242,7 @@ func parseSealed(der, associated []byte) (*parsedSeal, error) {
 	}
 	byValue := h.PCRs == ""
 	template := sealTemplate(byValue, !o.emptyAuth, h.policy(associated))
-	template.Unique = o.public.Unique
-	if !bytes.Equal(tpm2.Marshal(template), o.area) {
+	if !o.fits(template) {
 		return nil, errors.New("header or associated data is not what was sealed")
 	}
 	s := &parsedSeal{file: &f, object: o}

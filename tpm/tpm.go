@@ -25,7 +25,6 @@
 package tpm
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -240,8 +239,7 @@ func checkCreated(o object, template tpm2.TPMTPublic) (*blob, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", token.ErrFault, err)
 	}
-	template.Unique = b.public.Unique
-	if !bytes.Equal(tpm2.Marshal(template), b.area) {
+	if !b.fits(template) {
 		return nil, fmt.Errorf("%w: not the key that was asked for", token.ErrFault)
 	}
 	return b, nil
