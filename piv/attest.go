@@ -92,7 +92,11 @@ func compareStatement(issuer, cert *x509.Certificate, h handle, public token.Pub
 	if statement.Serial != h.serial {
 		return fmt.Errorf("it is about card %d", statement.Serial)
 	}
-	stated, err := applet.PublicOf(cert.PublicKey)
+	key, err := x509.ParsePKIXPublicKey(cert.RawSubjectPublicKeyInfo) // cert.PublicKey is nil for X25519
+	if err != nil {
+		return err
+	}
+	stated, err := applet.PublicOf(key)
 	if err != nil {
 		return err
 	}

@@ -285,7 +285,7 @@ func (a *app) printReport(r *attest.Report) error {
 		rows = append(rows, []string{"TPM", fmt.Sprintf("firmware %016x, start %d", p.Firmware, p.ResetCount)})
 	}
 	if c := r.Card; c != nil {
-		rows = append(rows, []string{"card", fmt.Sprintf("serial number %d, firmware %s, touch %s", c.Serial, known(c.Firmware), c.TouchPolicy)})
+		rows = append(rows, []string{"card", fmt.Sprintf("%s, serial number %d, firmware %s, touch %s", c.Statement, c.Serial, known(c.Firmware), c.TouchPolicy)})
 	}
 	for _, s := range r.Proven {
 		rows = append(rows, []string{"proven", s})

@@ -17,6 +17,8 @@ import (
 // CardReport is what a PIV card says of itself and of the key, in the extensions of its
 // attestation certificate (Yubico, "PIV attestation").
 type CardReport struct {
+	// Statement is the subject of the key's certificate, which names the slot.
+	Statement   string
 	Serial      int    // 0 if the card does not tell
 	Firmware    string // "5.7.1"
 	PINPolicy   string // "never", "once", "always", or "unknown"
@@ -112,7 +114,7 @@ func (v *verification) describeCard(card *CardReport) {
 
 // cardReport reads the extensions. A card that has none is not an error.
 func cardReport(cert *x509.Certificate) (*CardReport, error) {
-	card := &CardReport{PINPolicy: "unknown", TouchPolicy: "unknown"}
+	card := &CardReport{Statement: cert.Subject.String(), PINPolicy: "unknown", TouchPolicy: "unknown"}
 	for _, x := range cert.Extensions {
 		switch {
 		case x.Id.Equal(yubico(3)):

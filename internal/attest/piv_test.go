@@ -164,7 +164,7 @@ func TestPIV(t *testing.T) {
 				continue
 			}
 			card := *report.Card
-			want := attest.CardReport{Serial: 1234, Firmware: "5.7.1", PINPolicy: "once", TouchPolicy: "never", Fresh: test.sign != nil}
+			want := attest.CardReport{Statement: "CN=PIV Attestation 9a", Serial: 1234, Firmware: "5.7.1", PINPolicy: "once", TouchPolicy: "never", Fresh: test.sign != nil}
 			if card != want || !report.Attester.Bound || report.Key.Origin != "generated" {
 				t.Errorf("%s: %+v, %+v", test.pub.Algorithm, card, report)
 			}
