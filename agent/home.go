@@ -16,6 +16,7 @@ type home struct {
 	token   string
 	seal    bool // the token only seals the key
 	policy  token.Policy
+	place   token.Place
 	use     token.Use
 	shareTo []token.PublicKey
 }
@@ -27,6 +28,16 @@ func (r *request) parseHome(in mesh.Home, use, label string, shareTo []strictjso
 	if h.policy, err = parsePolicy(in); err != nil {
 		return home{}, err
 	}
+	h.place = token.Place{Slot: in.Slot, Overwrite: in.OverwriteSlot}
+	switch {
+	case h.place == token.Place{}:
+	case h.seal:
+		return home{}, malformed("Slot", "only with Token")
+	case in.Slot == "":
+		return home{}, malformed("OverwriteSlot", "only with Slot")
+	case !r.hasSlots(h.token):
+		return home{}, malformed("Slot", "this token has no named slots")
+	}
 	if err := checkLabel(label); err != nil {
 		return home{}, err
 	}
@@ -35,6 +46,12 @@ func (r *request) parseHome(in mesh.Home, use, label string, shareTo []strictjso
 	}
 	h.shareTo, err = parseShareTo(h.use, shareTo)
 	return h, err
+}
+
+// hasSlots reports whether the places for keys in a token have names.
+func (r *request) hasSlots(name string) bool {
+	t, err := r.ring.Token(name)
+	return err == nil && t.Info().Kind == "piv"
 }
 
 // parsePlace wants exactly one of Token and SealTo, of which only the second has PCRs.
@@ -105,6 +122,23 @@ func (r *request) adopt(ctx context.Context, req mesh.KeyImportRequest, h home) 
 	entry, existed, err := r.ring.Adopt(ctx, r.manageGate, keyring.AdoptSpec{
 		Token: h.token, Use: h.use, Label: req.Label, File: req.Key, Auth: token.Auth{PIN: req.Passphrase},
 	})
+	if err != nil {
+		return nil, err
+	}
+	return strictjson.Marshal(mesh.KeyResponse{Reply: accepted, Key: keyInfo(entry), Existed: existed})
+}
+
+// adoptSlot takes over the key in a slot of a token.
+func (r *request) adoptSlot(ctx context.Context, req mesh.KeyImportRequest, h home) ([]byte, error) {
+	switch {
+	case h.place.Overwrite:
+		return nil, malformed("OverwriteSlot", "taking over a key leaves its slot as it is")
+	case h.policy != token.Policy{}:
+		return nil, malformed("PIN", "the policy of the key in a slot was set when it was made")
+	case h.use == token.UseSplit:
+		return nil, malformed("Use", "a key in a token cannot be split")
+	}
+	entry, existed, err := r.ring.Adopt(ctx, r.manageGate, keyring.AdoptSpec{Token: h.token, Use: h.use, Label: req.Label, Slot: h.place.Slot})
 	if err != nil {
 		return nil, err
 	}

@@ -84,7 +84,7 @@ func (r *request) makeKey(ctx context.Context, req mesh.KeyGenerateRequest) (ent
 	}
 	spec := keyring.GenerateSpec{
 		Token: home.token, Algorithm: algorithm, Use: home.use, Label: req.Label, ShareTo: home.shareTo, Tags: req.Tags,
-		Policy: home.policy, PCRs: req.PCRs,
+		Policy: home.policy, PCRs: req.PCRs, Place: home.place,
 	}
 	if home.seal {
 		return r.ring.GenerateSealed(ctx, r.manageGate, spec)
@@ -145,6 +145,9 @@ func (r *request) keyImport(ctx context.Context, body strictjson.Value) ([]byte,
 	if err != nil {
 		return nil, err
 	}
+	if req.Key == nil && home.place.Slot != "" {
+		return r.adoptSlot(ctx, req, home)
+	}
 	if keyfile.IsTSS2(req.Key) && req.UnwrapWith == "" {
 		return r.adopt(ctx, req, home)
 	}
@@ -158,7 +161,7 @@ func (r *request) keyImport(ctx context.Context, body strictjson.Value) ([]byte,
 	}
 	spec := keyring.ImportSpec{
 		Token: home.token, Use: home.use, Label: req.Label, Private: private, ShareTo: home.shareTo, Tags: req.Tags,
-		Policy: home.policy, PCRs: req.PCRs,
+		Policy: home.policy, PCRs: req.PCRs, Place: home.place,
 	}
 	put := r.importInto
 	if home.seal {
@@ -440,7 +443,11 @@ func (r *request) tokenUnlock(ctx context.Context, body strictjson.Value) ([]byt
 		return nil, err
 	}
 	defer leave()
-	if err := unlocker.Unlock(ctx, req.PIN); err != nil {
+	unlock := unlocker.Unlock
+	if guarded, ok := t.(token.LastTryUnlocker); ok && req.LastTry {
+		unlock = guarded.UnlockLastTry
+	}
+	if err := unlock(ctx, req.PIN); err != nil {
 		return nil, err
 	}
 	return strictjson.Marshal(accepted)

@@ -48,6 +48,10 @@ type Home struct {
 	PIN    string `json:",omitzero"` // "none", "once" or "always"; absent: as the token does, with SealTo "once"
 	Touch  string `json:",omitzero"` // "never", "cached" or "always"; absent: as the token does
 	PCRs   string `json:",omitzero"` // with SealTo: a selection such as "sha256:7,14"
+	// Slot names the place in the token, where it has such: "9a" on a PIV card. Absent: as the token does.
+	Slot string `json:",omitzero"`
+	// OverwriteSlot says that what the slot holds may be lost.
+	OverwriteSlot bool `json:",omitzero"`
 }
 
 // KeyGenerateRequest makes a key, with what OperationGenerate cannot say.
@@ -60,11 +64,11 @@ type KeyGenerateRequest struct {
 	Tags      []string           `json:",omitzero"` // for use sign-assertion: of the bodies that the key signs
 }
 
-// KeyImportRequest imports the key in Key.
+// KeyImportRequest imports the key in Key or, without Key, takes over the key in Slot.
 type KeyImportRequest struct {
 	Home
 	Use        string
-	Key        Binary             // the file: UDF seed, Mesh JSON, PKCS #8 PEM, OpenSSH, TSS2 PEM, or with UnwrapWith a DARE envelope
+	Key        Binary             `json:",omitzero"` // the file: UDF seed, Mesh JSON, PKCS #8 PEM, OpenSSH, TSS2 PEM, or with UnwrapWith a DARE envelope
 	Passphrase Binary             `json:",omitzero"` // of an encrypted OpenSSH key
 	Algorithm  string             `json:",omitzero"`
 	KeyName    string             `json:",omitzero"`
@@ -168,6 +172,8 @@ type TokenInfo struct {
 type TokenUnlockRequest struct {
 	Token string
 	PIN   Binary
+	// LastTry says that the token's last try may be used up, where it has a guard against that.
+	LastTry bool `json:",omitzero"`
 }
 
 // TokenSetPINRequest sets a token's PIN, or changes it from Old.

@@ -98,15 +98,16 @@ type place struct {
 }
 
 var (
-	_ token.Token     = (*Token)(nil)
-	_ token.Generator = (*Token)(nil)
-	_ token.Importer  = (*Token)(nil)
-	_ token.Deleter   = (*Token)(nil)
-	_ token.Adopter   = (*Token)(nil)
-	_ token.PINSetter = (*Token)(nil)
-	_ token.Locker    = (*Token)(nil)
-	_ token.Doctor    = (*Token)(nil)
-	_ token.Attester  = (*Token)(nil)
+	_ token.Token           = (*Token)(nil)
+	_ token.Generator       = (*Token)(nil)
+	_ token.Importer        = (*Token)(nil)
+	_ token.Deleter         = (*Token)(nil)
+	_ token.Adopter         = (*Token)(nil)
+	_ token.PINSetter       = (*Token)(nil)
+	_ token.Locker          = (*Token)(nil)
+	_ token.LastTryUnlocker = (*Token)(nil)
+	_ token.Doctor          = (*Token)(nil)
+	_ token.Attester        = (*Token)(nil)
 )
 
 // Open returns the token of a card and looks for the card. That it is not there is no error:

@@ -19,6 +19,13 @@ type Locker interface {
 	Lock(ctx context.Context) error
 }
 
+// LastTryUnlocker is an Unlocker that does not use up its last try unless told to.
+type LastTryUnlocker interface {
+	Unlocker
+	// UnlockLastTry is Unlock, even with the last try.
+	UnlockLastTry(ctx context.Context, pin []byte) error
+}
+
 // Adopter is a Token that takes over keys which other programs made in the same device,
 // from those programs' own files. Nothing secret is in such a file.
 type Adopter interface {

@@ -14,6 +14,7 @@ type AdoptSpec struct {
 	Use   token.Use
 	Label string
 	File  []byte     // as token.AdoptRequest.File
+	Slot  string     // as token.AdoptRequest.Slot
 	Auth  token.Auth // the key's own PIN, if it has one
 }
 
@@ -27,7 +28,7 @@ func (k *Keyring) Adopt(ctx context.Context, gate Gate, spec AdoptSpec) (e *Entr
 		return nil, false, err
 	}
 	s, err := k.create(ctx, gate, d, tok, func() (token.Created, error) {
-		created, err := tok.Adopt(ctx, token.AdoptRequest{File: spec.File, Use: d.use, Associated: d.associated(token.PublicKey{}), Auth: spec.Auth})
+		created, err := tok.Adopt(ctx, token.AdoptRequest{File: spec.File, Slot: spec.Slot, Use: d.use, Associated: d.associated(token.PublicKey{}), Auth: spec.Auth})
 		if err == nil {
 			err = d.use.Allows(created.Public.Algorithm)
 		}

@@ -25,6 +25,7 @@ type GenerateSpec struct {
 	Tags      []string          // for use sign-assertion, and only for it: the tags of the bodies it signs
 	Policy    token.Policy      // what the key asks of its user
 	PCRs      string            // for GenerateSealed only: a selection such as "sha256:7,14"
+	Place     token.Place       // in the token, for Generate only
 }
 
 // ImportSpec says which key to take in.
@@ -36,7 +37,8 @@ type ImportSpec struct {
 	ShareTo []token.PublicKey
 	Tags    []string
 	Policy  token.Policy
-	PCRs    string // for ImportSealed only
+	PCRs    string      // for ImportSealed only
+	Place   token.Place // in the token, for Import only
 }
 
 // CompositeSpec says which contribution to add to which key.
@@ -72,7 +74,7 @@ func (k *Keyring) Generate(ctx context.Context, gate Gate, spec GenerateSpec) (*
 		return nil, fmt.Errorf("token %q makes no keys: %w", spec.Token, token.ErrUnsupported)
 	}
 	s, err := k.create(ctx, gate, d, tok, func() (token.Created, error) {
-		return generator.Generate(ctx, token.GenerateRequest{Algorithm: spec.Algorithm, Use: spec.Use, Associated: d.associated(token.PublicKey{}), Policy: d.policy})
+		return generator.Generate(ctx, token.GenerateRequest{Algorithm: spec.Algorithm, Use: spec.Use, Associated: d.associated(token.PublicKey{}), Policy: d.policy, Place: spec.Place})
 	})
 	if err != nil {
 		return nil, err
@@ -101,7 +103,7 @@ func (k *Keyring) Import(ctx context.Context, gate Gate, spec ImportSpec) (e *En
 		return nil, false, err
 	}
 	return k.importOnce(ctx, gate, d, importer, spec.Private, func() (token.Created, error) {
-		return importer.Import(ctx, token.ImportRequest{Private: spec.Private, Use: d.use, Associated: d.associated(token.PublicKey{}), Policy: d.policy})
+		return importer.Import(ctx, token.ImportRequest{Private: spec.Private, Use: d.use, Associated: d.associated(token.PublicKey{}), Policy: d.policy, Place: spec.Place})
 	})
 }
 
