@@ -39,6 +39,8 @@ type Config struct {
 	// path of a simulator's unix socket, "tcp:HOST:PORT", or "off". Absent: $MESH_AGENT_TPM, else
 	// /dev/tpmrm0 if the machine has it.
 	TPM string `toml:"tpm"`
+	// PIV are the serial numbers of the PIV cards that may be used; their tokens are named piv:SERIAL.
+	PIV []uint32 `toml:"piv"`
 	// PKCS11 are the modules that may be loaded.
 	PKCS11 []PKCS11 `toml:"pkcs11"`
 }
@@ -51,9 +53,12 @@ func Parse(text []byte) (Config, error) {
 		return Config{}, err
 	}
 	if unknown := meta.Undecoded(); len(unknown) != 0 {
-		return Config{}, fmt.Errorf("unknown key %q (known: state, software-keys, tpm, pkcs11)", unknown[0].String())
+		return Config{}, fmt.Errorf("unknown key %q (known: state, software-keys, tpm, piv, pkcs11)", unknown[0].String())
 	}
 	if err := checkPKCS11(c.PKCS11); err != nil {
+		return Config{}, err
+	}
+	if err := checkPIV(c.PIV); err != nil {
 		return Config{}, err
 	}
 	switch c.SoftwareKeys {
