@@ -157,8 +157,8 @@ func (s *server) unregister(c *conn) {
 	delete(s.conns, c)
 }
 
-// shutdown ends idle connections at once, the others when their request is done or the
-// time for that is over, and waits for all of them.
+// shutdown ends idle connections at once, the others when their request is done and its
+// answer taken or the time for that is over, and waits for all of them.
 func (s *server) shutdown(stopWork context.CancelFunc) {
 	s.mu.Lock()
 	s.closing = true
@@ -166,7 +166,21 @@ func (s *server) shutdown(stopWork context.CancelFunc) {
 		c.finish()
 	}
 	s.mu.Unlock()
-	timer := time.AfterFunc(s.limits.Shutdown, stopWork)
-	defer timer.Stop()
+	cancelled := time.AfterFunc(s.limits.Shutdown, stopWork)
+	defer cancelled.Stop()
+	dropped := time.AfterFunc(s.limits.Shutdown+lastWords, s.drop)
+	defer dropped.Stop()
 	s.running.Wait()
+}
+
+// lastWords is the time in which clients must take the answers of cancelled requests.
+const lastWords = time.Second
+
+// drop ends the connections of clients that take no answer.
+func (s *server) drop() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for c := range s.conns {
+		c.net.Close()
+	}
 }

@@ -240,6 +240,34 @@ func TestShutdownCancels(t *testing.T) {
 	}
 }
 
+// A client that takes no answers does not keep the agent from ending.
+func TestShutdownDrops(t *testing.T) {
+	t.Parallel()
+	a := newAgent(t, Limits{Shutdown: time.Millisecond, Write: time.Hour}, newFake("t"))
+	paths, listeners := listen(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- a.Serve(ctx, listeners[0], listeners[1]) }()
+	c := dial(t, paths.mesh)
+	if err := c.SetWriteDeadline(time.Now().Add(200 * time.Millisecond)); err != nil {
+		t.Fatal(err)
+	}
+	for { // until the agent, whose answers nobody reads, stops reading
+		if _, err := c.Write(frameOf(listMessage)); err != nil {
+			break
+		}
+	}
+	cancel()
+	select {
+	case err := <-done:
+		if err != nil {
+			t.Error("Serve:", err)
+		}
+	case <-time.After(time.Minute):
+		t.Fatal("Serve goes on")
+	}
+}
+
 // TestHangUpCancels has clients go while their operations run and while they wait.
 func TestHangUpCancels(t *testing.T) {
 	t.Parallel()
