@@ -164,6 +164,7 @@ type link struct {
 	timeout time.Duration
 	life    context.Context // its end ends the command in flight
 	stop    func() bool     // ends the watch of life
+	failed  error           // the first failure: what comes after it may answer an earlier command
 	buffer  [maxResponse]byte
 }
 
@@ -218,6 +219,15 @@ func busy(response []byte) bool {
 }
 
 func (l *link) exchange(command []byte, deadline time.Time) ([]byte, error) {
+	if l.failed != nil {
+		return nil, l.failed
+	}
+	response, err := l.roundTrip(command, deadline)
+	l.failed = err
+	return response, err
+}
+
+func (l *link) roundTrip(command []byte, deadline time.Time) ([]byte, error) {
 	if err := l.stream.SetDeadline(deadline); err != nil {
 		return nil, broken("set deadline", err)
 	}

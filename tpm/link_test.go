@@ -59,3 +59,20 @@ func TestDeviceFileDeadline(t *testing.T) {
 		t.Errorf("Send: %v, want ErrDeadlineExceeded and no second try", err)
 	}
 }
+
+// TestLateResponse has a response come after its time: the next command must not take it for its own.
+func TestLateResponse(t *testing.T) {
+	t.Parallel()
+	here, there := pair(t)
+	l := newLink(t.Context(), here, time.Millisecond)
+	if _, err := l.Send(make([]byte, headerLen)); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("Send: %v, want ErrDeadlineExceeded", err)
+	}
+	if _, err := there.Write(response(tpm2.TPMRCSuccess)); err != nil {
+		t.Fatal(err)
+	}
+	l.timeout = time.Minute
+	if got, err := l.Send(make([]byte, headerLen)); err == nil {
+		t.Errorf("Send after a timeout returned %x", got)
+	}
+}
