@@ -1,0 +1,157 @@
+package tpm
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/google/go-tpm/tpm2"
+
+	"github.com/mesh-agent/mesh-agent/token"
+	"github.com/mesh-agent/mesh-agent/tpm/tpmtest"
+)
+
+func openCounting(t *testing.T, s *tpmtest.TPM, dir string) *Token {
+	t.Helper()
+	tok, err := Open(t.Context(), Options{Device: s.Device(), StateDir: dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tok
+}
+
+func TestCounter(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	s, dir := tpmtest.Start(t), t.TempDir()
+	tok := openCounting(t, s, dir)
+	if _, err := tok.ReadCounter(ctx); !errors.Is(err, token.ErrNotFound) {
+		t.Errorf("ReadCounter at first: %v, want ErrNotFound", err)
+	}
+	first, err := tok.IncrementCounter(ctx)
+	if err != nil || first == 0 {
+		t.Fatalf("IncrementCounter: %d, %v", first, err)
+	}
+	want := func(tok *Token, value uint64) {
+		t.Helper()
+		if got, err := tok.ReadCounter(ctx); got != value || err != nil {
+			t.Errorf("ReadCounter: %d, %v, want %d", got, err, value)
+		}
+	}
+	want(tok, first)
+	if next, err := tok.IncrementCounter(ctx); next != first+1 || err != nil {
+		t.Errorf("IncrementCounter: %d, %v, want %d", next, err, first+1)
+	}
+	if err := tok.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s.Restart()
+	tok = openCounting(t, s, dir)
+	want(tok, first+1)
+	if err := tok.Close(); err != nil {
+		t.Fatal(err)
+	}
+	// Another folder has a counter of its own.
+	other := openCounting(t, s, t.TempDir())
+	if _, err := other.IncrementCounter(ctx); err != nil {
+		t.Errorf("second counter: %v", err)
+	}
+	if err := other.Close(); err != nil {
+		t.Fatal(err)
+	}
+	tok = openCounting(t, s, dir)
+	defer tok.Close()
+	want(tok, first+1)
+}
+
+// TestCounterOnce runs the step twice, as the worker does when the connection broke.
+func TestCounterOnce(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	tok := openCounting(t, tpmtest.Start(t), t.TempDir())
+	defer tok.Close()
+	first, err := tok.IncrementCounter(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	index, err := tok.state.counter()
+	if err != nil {
+		t.Fatal(err)
+	}
+	step := &increment{index: index}
+	for range 2 {
+		if value, err := do(ctx, tok, "test", step.run); value != first+1 || err != nil {
+			t.Errorf("step: %d, %v, want %d", value, err, first+1)
+		}
+	}
+}
+
+// TestCounterRedefined removes the counter and defines it again, as an attacker would who wants
+// it lower.
+func TestCounterRedefined(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	tok := openCounting(t, tpmtest.Start(t), t.TempDir())
+	defer tok.Close()
+	var last uint64
+	for range 3 {
+		var err error
+		if last, err = tok.IncrementCounter(ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
+	index, err := tok.state.counter()
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = do(ctx, tok, "redefine", func(d *device) (struct{}, error) {
+		c, err := d.findCounter(index)
+		if err != nil {
+			return struct{}{}, err
+		}
+		owner := tpm2.NamedHandle{Handle: tpm2.TPMRHOwner, Name: tpm2.HandleName(tpm2.TPMRHOwner)}
+		if _, err := run(d, tpm2.NVUndefineSpace{AuthHandle: d.auth(owner, nil, clearly), NVIndex: c.NamedHandle}); err != nil {
+			return struct{}{}, err
+		}
+		_, err = run(d, tpm2.NVDefineSpace{AuthHandle: d.auth(owner, nil, clearly), PublicInfo: tpm2.New2B(counterArea(index))})
+		return struct{}{}, err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tok.ReadCounter(ctx); !errors.Is(err, token.ErrNotFound) {
+		t.Errorf("ReadCounter: %v, want ErrNotFound", err)
+	}
+	if value, err := tok.IncrementCounter(ctx); value <= last || err != nil {
+		t.Errorf("the counter is %d after %d, %v", value, last, err)
+	}
+}
+
+func TestCounterGone(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	s, dir := tpmtest.Start(t), t.TempDir()
+	tok := openCounting(t, s, dir)
+	defer tok.Close()
+	if err := os.WriteFile(filepath.Join(dir, counterFile), []byte("01800001\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tok.ReadCounter(ctx); !errors.Is(err, token.ErrReplaced) {
+		t.Errorf("no such index: %v, want ErrReplaced", err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, counterFile), []byte("x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tok.ReadCounter(ctx); !errors.Is(err, token.ErrCorrupt) {
+		t.Errorf("damaged file: %v, want ErrCorrupt", err)
+	}
+	without, err := Open(ctx, Options{Device: tpmtest.Start(t).Device()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer without.Close()
+	if _, err := without.IncrementCounter(ctx); !errors.Is(err, token.ErrUnsupported) {
+		t.Errorf("no state folder: %v, want ErrUnsupported", err)
+	}
+}
