@@ -140,7 +140,33 @@ func (r *request) grant(keyID string, op policy.Operation) (grant, error) {
 	if err := r.permit(entry, op); err != nil {
 		return grant{}, err
 	}
+	if err := r.asking.admit(entry); err != nil {
+		return grant{}, err
+	}
 	return grant{entry, r.gate(snapshot, entry, op)}, nil
+}
+
+// askingKeys are the keys in a batch that want a PIN or a touch for every operation. The user
+// cannot tell what such a key is asked for, so a batch has one operation with each.
+type askingKeys struct {
+	mu   sync.Mutex
+	udfs map[string]bool // guarded by mu
+}
+
+func (k *askingKeys) admit(e *keyring.Entry) error {
+	if e.Policy.PIN != token.PINAlways && e.Policy.Touch != token.TouchAlways {
+		return nil
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.udfs[e.Udf] {
+		return malformed("KeyId", "a batch has one operation with a key that asks for a PIN or a touch each time")
+	}
+	if k.udfs == nil {
+		k.udfs = make(map[string]bool)
+	}
+	k.udfs[e.Udf] = true
+	return nil
 }
 
 // errKeyID refuses a KeyId that is not one, or that is short enough to name two keys.

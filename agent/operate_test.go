@@ -11,6 +11,7 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -511,6 +512,43 @@ func TestShareToMany(t *testing.T) {
 	var out mesh.ResultShare
 	if err := r.Decode(&out); err != nil || out.Status != 201 || len(out.Shares) != maxShareTo {
 		t.Fatalf("%.200s: %v", r.Body, err)
+	}
+}
+
+// TestAskingKeys wants one operation in a batch with a key that asks its user each time.
+func TestAskingKeys(t *testing.T) {
+	t.Parallel()
+	a := newAgent(t, Limits{}, newFake("t"))
+	for policy, want := range map[token.Policy][2]int{
+		{}:                         {201, 201},
+		{Touch: token.TouchCached}: {201, 201},
+		{Touch: token.TouchAlways}: {201, 400},
+		{PIN: token.PINAlways}:     {201, 400},
+	} {
+		key, err := a.ring.Generate(t.Context(), nil, keyring.GenerateSpec{Token: "t", Algorithm: token.Ed25519, Use: token.UseSign, Policy: policy})
+		if err != nil {
+			t.Fatal(err)
+		}
+		sign := `{"CryptographicOperationSign":{"KeyId":"` + key.Udf + `","Data":""}}`
+		for range 2 { // another batch may use the key again
+			reply := operateJSON(t, a, `{"OperateRequest":{"Operations":[`+sign+`,`+sign+`]}}`)
+			var response mesh.OperateResponse
+			if err := strictjson.Unmarshal(body(t, reply, mesh.TagOperateResponse), &response); err != nil {
+				t.Fatal(err)
+			}
+			var got []int
+			for _, r := range response.Results {
+				var result mesh.Failure
+				if err := json.Unmarshal(r.Body, &result); err != nil {
+					t.Fatal(err)
+				}
+				got = append(got, result.Status)
+			}
+			slices.Sort(got)
+			if !slices.Equal(got, want[:]) {
+				t.Errorf("policy %v: %v, want %v: %s", policy, got, want, reply)
+			}
+		}
 	}
 }
 

@@ -42,9 +42,10 @@ const (
 // request is one message being worked on.
 type request struct {
 	*Agent
-	kind  socketKind
-	peer  policy.Peer
-	owner any // tells connections apart in the queues
+	kind   socketKind
+	peer   policy.Peer
+	owner  any // tells connections apart in the queues
+	asking askingKeys
 }
 
 // answer appends the reply to one message, which has at least one octet, to dst.
