@@ -84,6 +84,12 @@ func (c *Client) TokenUnlock(ctx context.Context, name string, pin []byte) error
 	return err
 }
 
+// TokenUnlockLastTry is TokenUnlock that uses up the token's last try if it must.
+func (c *Client) TokenUnlockLastTry(ctx context.Context, name string, pin []byte) error {
+	_, err := fetch[mesh.Reply](ctx, c, mesh.TagTokenUnlockRequest, mesh.TokenUnlockRequest{Token: name, PIN: pin, LastTry: true}, mesh.TagTokenUnlockResponse)
+	return err
+}
+
 // Status returns how the agent is.
 func (c *Client) Status(ctx context.Context) (*mesh.StatusResponse, error) {
 	return fetch[mesh.StatusResponse](ctx, c, mesh.TagStatusRequest, mesh.StatusRequest{}, mesh.TagStatusResponse)

@@ -18,7 +18,7 @@ func newKeyCommand(a *app) *cobra.Command {
 	return group("key", "Make, import, list, show and delete keys",
 		newKeyGenerateCommand(a), newKeyImportCommand(a), newKeyListCommand(a),
 		newKeyShowCommand(a), newKeyPublicCommand(a), newKeyDeleteCommand(a),
-		newKeyResealCommand(a), newKeyExportCommand(a))
+		newKeyResealCommand(a), newKeyExportCommand(a), newKeyAdoptCommand(a))
 }
 
 const useHelp = "what the key is for: ssh, sign, decrypt, agree or split"

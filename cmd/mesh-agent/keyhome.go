@@ -29,6 +29,8 @@ func addHomeFlags(c *cobra.Command, home *mesh.Home) {
 	c.Flags().StringVar(&home.PIN, "pin", "", "when the key needs the token's PIN: none, once or always (default: as the token does; with --seal-to, once)")
 	c.Flags().StringVar(&home.Touch, "touch", "", "when the key needs a touch: never, cached or always (default: as the token does)")
 	c.Flags().StringVar(&home.PCRs, "pcrs", "", "with --seal-to: seal to these PCRs of a TPM too, for example sha256:7,14")
+	c.Flags().StringVar(&home.Slot, "slot", "", "the `slot` of a PIV card: 9a, 9c, 9d, 9e or 82 to 95 (default: a free one for the use)")
+	c.Flags().BoolVar(&home.OverwriteSlot, "really-overwrite-slot", false, "put the key into --slot even if the key there is lost by that")
 }
 
 // checkHome wants one place for the key.

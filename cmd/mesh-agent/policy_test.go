@@ -35,7 +35,7 @@ var importRules = map[string]struct{ may, never []string }{
 	"internal/keyring":     {may: []string{module + "/token", module + "/keyshare", module + "/mesh", module + "/internal/store", module + "/internal/secret"}},
 	"softkey":              {may: []string{module + "/token", module + "/keyshare", module + "/internal/secret", module + "/internal/durable", "filippo.io/age/...", "golang.org/x/crypto/..."}},
 	"tpm":                  {may: []string{module + "/token", module + "/keyshare", module + "/internal/secret", "github.com/google/go-tpm/..."}},
-	"piv":                  {may: []string{module + "/token", module + "/keyshare", module + "/internal/secret"}},
+	"piv":                  {may: []string{module + "/token", module + "/keyshare", module + "/internal/secret", "filippo.io/bigmod/..."}},
 	"hsm":                  {may: []string{module + "/token", module + "/keyshare", module + "/internal/secret", "github.com/miekg/pkcs11", "golang.org/x/sys/...", "C"}},
 	"agent": {
 		may: []string{module + "/token", module + "/keyshare", module + "/mesh", module + "/internal/attest", module + "/mesh/device", module + "/internal/devicestate", module + "/internal/keyfile", module + "/internal/keyring",

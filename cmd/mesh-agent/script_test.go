@@ -36,6 +36,9 @@ func TestMain(m *testing.M) {
 //	end NAME               interrupt it and wait; it must end well
 //	swtpm VAR              run a TPM simulator until the script ends; $VAR is what --tpm takes
 //	softhsm                make a PKCS#11 token and a config.toml here that names it hsm
+//	pivcard                put a new PIV card, number 5700001, into a virtual reader
+//	pivkey SLOT            generate a P-256 key in a slot of the card, as another program may
+//	[!] pivplug            plug the card in, or out
 //	buytpm VAR MAKER       the same with certificates; $MAKER is the folder of its maker's certificates
 //	extend DEVICE PCR      change a PCR of a simulator to which nobody is connected
 //	capture VAR            put what the last command printed in an environment variable
@@ -53,6 +56,9 @@ func TestScript(t *testing.T) {
 			"end":      endAgent,
 			"swtpm":    startTPM,
 			"softhsm":  makeSoftHSM,
+			"pivcard":  makeCard,
+			"pivkey":   cardSlot,
+			"pivplug":  plugCard,
 			"extend":   extendPCR,
 			"buytpm":   buyTPM,
 			"capture":  capture,
@@ -114,6 +120,7 @@ func setupScript(env *testscript.Env) error {
 	}
 	env.Values[daemonsKey{}] = map[string]*background{}
 	env.Values[manufacturerKey{}] = map[string]*tpmtest.CA{}
+	env.Values[cardKey{}] = &virtualCard{}
 	env.Values[testingKey{}] = env.T().(testing.TB)
 	env.Setenv("DATA", data)
 	env.Setenv("HOME", env.WorkDir)
@@ -134,7 +141,7 @@ func command(ts *testscript.TestScript, name string, args ...string) *exec.Cmd {
 	c.Args[0] = name
 	c.Dir = ts.MkAbs(".")
 	c.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	for _, name := range []string{"PATH", "HOME", "TMPDIR", "MESH_AGENT_TPM", "CREDENTIALS_DIRECTORY", "XDG_RUNTIME_DIR", "XDG_STATE_HOME"} {
+	for _, name := range []string{"PATH", "HOME", "TMPDIR", "MESH_AGENT_TPM", "PCSCLITE_CSOCK_NAME", "CREDENTIALS_DIRECTORY", "XDG_RUNTIME_DIR", "XDG_STATE_HOME"} {
 		if value := ts.Getenv(name); value != "" {
 			c.Env = append(c.Env, name+"="+value)
 		}

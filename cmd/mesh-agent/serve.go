@@ -22,6 +22,7 @@ import (
 type serveFlags struct {
 	sshSocket    string
 	tpm          string
+	piv          []uint
 	softwareKeys bool
 	insecure     bool
 }
@@ -40,6 +41,10 @@ The token "tpm" is there if the machine has a TPM 2.0 (/dev/tpmrm0), or $MESH_AG
 A TPM that is not there yet is looked for whenever it is used. Its PIN may come as the
 systemd credential tpm-pin.
 
+A PIV card such as a YubiKey is the token "piv:" and its serial number if --piv or the
+configuration names that. The card need not be plugged in yet, and is shared with other
+programs. Its PIN may come as the systemd credential piv-SERIAL-pin.
+
 The token "soft" is there only if asked for. With --software-keys a passphrase protects its
 keys: the systemd credential softkey-passphrase, else the terminal asks. With
 --insecure-software-keys a random key in a file beside them does, which protects them from
@@ -57,6 +62,7 @@ nobody who can read your files. The first start decides which of the two it is.`
 	}
 	c.Flags().StringVar(&flags.sshSocket, "ssh-socket", "", "the `socket` for SSH alone (default ssh.sock beside the other)")
 	c.Flags().StringVar(&flags.tpm, "tpm", "", "the TPM `device`, swtpm:PATH, tcp:HOST:PORT, or off")
+	c.Flags().UintSliceVar(&flags.piv, "piv", nil, "the `serial` number of a PIV card that may be used; once for each")
 	c.Flags().BoolVar(&flags.softwareKeys, "software-keys", false, "enable the token soft, protected by a passphrase")
 	c.Flags().BoolVar(&flags.insecure, "insecure-software-keys", false, "enable the token soft, protected by nothing but file permissions")
 	return c
@@ -69,6 +75,7 @@ type settings struct {
 	software  config.SoftwareKeys
 	tpm       tpmChoice
 	pkcs11    []config.PKCS11
+	piv       []uint32
 }
 
 func (a *app) settings(flags serveFlags) (s settings, err error) {
@@ -96,6 +103,9 @@ func (a *app) settings(flags serveFlags) (s settings, err error) {
 	}
 	s.tpm = a.chooseTPM(flags.tpm, file.TPM)
 	s.pkcs11 = file.PKCS11
+	if s.piv, err = choosePIV(flags.piv, file.PIV); err != nil {
+		return s, err
+	}
 	s.sshSocket = flags.sshSocket
 	return s, nil
 }

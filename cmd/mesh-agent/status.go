@@ -51,7 +51,7 @@ func (a *app) printStatus(s mesh.StatusResponse) error {
 
 func newTokenCommand(a *app) *cobra.Command {
 	return group("token", "See, unlock and lock tokens", newTokenListCommand(a), newTokenUnlockCommand(a),
-		newTokenSetPINCommand(a), newTokenLockCommand(a))
+		newTokenSetPINCommand(a), newTokenLockCommand(a), newTokenSetupCommand(a), newTokenUnblockCommand(a), newTokenSetPUKCommand(a))
 }
 
 func newTokenListCommand(a *app) *cobra.Command {
@@ -83,7 +83,8 @@ func (a *app) printTokens(tokens []mesh.TokenInfo) error {
 }
 
 func newTokenUnlockCommand(a *app) *cobra.Command {
-	return &cobra.Command{
+	var last bool
+	c := &cobra.Command{
 		Use:   "unlock NAME",
 		Short: "Present a token's PIN",
 		Long:  `Presents a token's PIN, which is read from the terminal without echo or from standard input.`,
@@ -95,8 +96,13 @@ func newTokenUnlockCommand(a *app) *cobra.Command {
 			}
 			defer clear(pin)
 			return a.with(c.Context(), func(conn *client.Client) error {
-				return conn.TokenUnlock(c.Context(), names[0], pin)
+				if last {
+					return conn.TokenUnlockLastTry(c.Context(), names[0], pin)
+				}
+				return explainUnlock(conn.TokenUnlock(c.Context(), names[0], pin))
 			})
 		},
 	}
+	c.Flags().BoolVar(&last, "really-last-try", false, "use up the last try of a PIV card's PIN; if it is wrong, only the PUK helps")
+	return c
 }

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/mesh-agent/mesh-agent/internal/config"
 	"github.com/mesh-agent/mesh-agent/token"
@@ -56,6 +57,11 @@ func (a *app) openTokens(ctx context.Context, s settings, log *slog.Logger) (tok
 		return tokens, err
 	}
 	tokens = append(tokens, modules...)
+	cards, err := a.openPIV(ctx, s.piv, log)
+	if err != nil {
+		return tokens, err
+	}
+	tokens = append(tokens, cards...)
 	if s.software != config.SoftwareKeysNone {
 		t, err := a.openSoftware(ctx, s, log)
 		if err != nil {
@@ -95,7 +101,7 @@ func (a *app) unlockAtStart(ctx context.Context, t interface {
 	token.Unlocker
 }, log *slog.Logger) error {
 	info := t.Info()
-	name := info.Name + "-pin"
+	name := strings.ReplaceAll(info.Name, ":", "-") + "-pin" // systemd separates by colons
 	pin, err := a.credential(name)
 	if err != nil || len(pin) == 0 {
 		return err

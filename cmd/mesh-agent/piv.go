@@ -1,0 +1,266 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/mesh-agent/mesh-agent/client"
+	"github.com/mesh-agent/mesh-agent/mesh"
+	"github.com/mesh-agent/mesh-agent/piv"
+	"github.com/mesh-agent/mesh-agent/token"
+)
+
+// choosePIV takes the serial numbers of the flags, else those of the configuration.
+func choosePIV(flags []uint, file []uint32) ([]uint32, error) {
+	if len(flags) == 0 {
+		return file, nil
+	}
+	var serials []uint32
+	for _, n := range flags {
+		if n == 0 || n > math.MaxUint32 {
+			return nil, usageError{fmt.Errorf("--piv %d is not a serial number", n)}
+		}
+		if !slices.Contains(serials, uint32(n)) {
+			serials = append(serials, uint32(n))
+		}
+	}
+	return serials, nil
+}
+
+// openPIV opens the tokens of PIV cards, which need not be there yet.
+func (a *app) openPIV(ctx context.Context, serials []uint32, log *slog.Logger) (tokens []token.Token, err error) {
+	defer func() {
+		if err != nil {
+			for _, t := range tokens {
+				err = errors.Join(err, t.Close())
+			}
+			tokens = nil
+		}
+	}()
+	for _, serial := range serials {
+		t, err := piv.Open(ctx, piv.Options{Serial: serial, Socket: a.getenv("PCSCLITE_CSOCK_NAME"), Touch: func(_ context.Context, e piv.TouchEvent) {
+			if e.Waiting {
+				log.Info("waiting for touch", "token", e.Token, "slot", e.Slot, "touches", e.Touches)
+			}
+		}})
+		if err != nil {
+			return tokens, err
+		}
+		tokens = append(tokens, t)
+		if s := t.Info().State; s == token.StateAbsent || s == token.StateReplaced {
+			log.Warn("the PIV card is not there; it is found when it comes", "token", piv.Name(serial))
+		}
+		if err := a.unlockAtStart(ctx, t, log); err != nil {
+			return tokens, err
+		}
+	}
+	return tokens, nil
+}
+
+// explainUnlock adds what to do if the last try was spared.
+func explainUnlock(err error) error {
+	var status *client.StatusError
+	if errors.As(err, &status) && status.Status == 401 && strings.HasPrefix(status.Text, "pin needed") && strings.Contains(status.Text, "1 left") {
+		return hint(err, "the last try was not used up; --really-last-try does, and then only the PUK helps")
+	}
+	return err
+}
+
+func newKeyAdoptCommand(a *app) *cobra.Command {
+	var request mesh.KeyImportRequest
+	var generation string
+	c := &cobra.Command{
+		Use:   "adopt --token NAME --slot SLOT --use USE",
+		Short: "Take over a key that another program put on a PIV card",
+		Long: `Takes over the key in a slot of a PIV card, which yubikey-agent, age-plugin-yubikey,
+yubico-piv-tool or another program put there, and prints its UDF. The card is left as it is,
+and the other program can go on using the key.`,
+		Example: `  mesh-agent key adopt --token piv:5700001 --slot 9a --use ssh`,
+		Args:    args(cobra.NoArgs),
+		RunE: func(c *cobra.Command, _ []string) error {
+			g, err := parseGeneration(generation)
+			if err != nil {
+				return err
+			}
+			return a.with(c.Context(), func(conn *client.Client) error {
+				response, err := conn.KeyImport(c.Context(), request)
+				if err != nil {
+					return err
+				}
+				return a.printMade(response, g)
+			})
+		},
+	}
+	c.Flags().StringVar(&request.Token, "token", "", "`name` of the token, see `mesh-agent token list`")
+	c.Flags().StringVar(&request.Slot, "slot", "", "the `slot`: 9a, 9c, 9d, 9e or 82 to 95")
+	c.Flags().StringVar(&request.Use, "use", "", useHelp)
+	c.Flags().StringVar(&request.Label, "label", "", "a `text` for people")
+	c.Flags().StringVar(&generation, "generation", "g1", "which UDF to print: g1 or g2")
+	required(c, "token", "slot", "use")
+	return c
+}
+
+// card opens a PIV card by the name of its token, or "piv" for the only one that is plugged in.
+func (a *app) card(ctx context.Context, name string) (*piv.Token, error) {
+	socket := a.getenv("PCSCLITE_CSOCK_NAME")
+	number, ok := strings.CutPrefix(name, "piv:")
+	serial, err := strconv.ParseUint(number, 10, 32)
+	if name == "piv" {
+		found, err := piv.List(ctx, socket)
+		if err != nil {
+			return nil, err
+		}
+		if len(found) != 1 {
+			return nil, hint(fmt.Errorf("%d PIV cards are plugged in", len(found)), "plug in one, or name it: piv:SERIAL")
+		}
+		ok, serial = true, uint64(found[0].Serial)
+	} else if err != nil {
+		ok = false
+	}
+	if !ok {
+		return nil, usageError{fmt.Errorf("%q is not the name of a PIV card, such as piv:5700001", name)}
+	}
+	return piv.Open(ctx, piv.Options{Serial: uint32(serial), Socket: socket})
+}
+
+// withCard opens a card, asks questions, and hands the answers to f. They are wiped afterwards.
+func (a *app) withCard(ctx context.Context, name string, questions []question, f func(t *piv.Token, answers [][]byte) error) (err error) {
+	t, err := a.card(ctx, name)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, t.Close()) }()
+	answers, err := a.answers(ctx, questions)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		for _, b := range answers {
+			clear(b)
+		}
+	}()
+	return f(t, answers)
+}
+
+// question asks for a secret; a new one twice. An optional one may be left empty.
+type question struct {
+	text     string
+	repeat   bool
+	optional bool
+}
+
+// answers asks on the terminal, or reads a line of standard input for each question.
+func (a *app) answers(ctx context.Context, questions []question) (out [][]byte, err error) {
+	tty, ok := a.terminal()
+	if !ok {
+		return a.answerLines(questions)
+	}
+	for _, q := range questions {
+		b, err := a.ask(ctx, tty, q.text)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, b)
+		if !q.repeat {
+			continue
+		}
+		again, err := a.ask(ctx, tty, "The same again")
+		if err != nil {
+			return nil, err
+		}
+		same := bytes.Equal(b, again)
+		clear(again)
+		if !same {
+			return nil, errors.New("the answers differ")
+		}
+	}
+	return out, nil
+}
+
+func (a *app) answerLines(questions []question) ([][]byte, error) {
+	data, err := a.read("-", maxSmall)
+	if err != nil {
+		return nil, err
+	}
+	lines := bytes.Split(bytes.TrimSuffix(data, []byte("\n")), []byte("\n"))
+	for i, q := range questions {
+		if i >= len(lines) && !q.optional || i < len(lines) && len(lines[i]) == 0 && !q.optional {
+			clear(data)
+			return nil, fmt.Errorf("read standard input: line %d, %s, is missing", i+1, q.text)
+		}
+		if i >= len(lines) {
+			lines = append(lines, nil)
+		}
+	}
+	if len(lines) > len(questions) {
+		clear(data)
+		return nil, fmt.Errorf("read standard input: more than %d lines", len(questions))
+	}
+	return lines, nil
+}
+
+const cardHelp = `The card is reached directly, not through the agent, which finds out by itself.`
+
+func newTokenSetupCommand(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "setup {piv | piv:SERIAL}",
+		Short: "Make a new PIV card ready",
+		Long: `Gives a PIV card a random management key, stored on the card so that its PIN opens it, and a
+new PUK and PIN. Nothing of the factory's is left, and keys that are on the card stay. Asks for
+the new PIN, the new PUK, the present PIN and the present PUK; the last two are empty for the
+factory's. Standard input has one line for each. ` + cardHelp,
+		Args: args(cobra.ExactArgs(1)),
+		RunE: func(c *cobra.Command, names []string) error {
+			questions := []question{{text: "New PIN (6 to 8 characters)", repeat: true}, {text: "New PUK (6 to 8 characters; write it down)", repeat: true},
+				{text: "Present PIN (empty for the factory's)", optional: true}, {text: "Present PUK (empty for the factory's)", optional: true}}
+			return a.withCard(c.Context(), names[0], questions, func(t *piv.Token, s [][]byte) error {
+				if err := t.Setup(c.Context(), piv.SetupRequest{PIN: s[0], PUK: s[1], OldPIN: s[2], OldPUK: s[3]}); err != nil {
+					return err
+				}
+				a.say("%s is ready.", t.Info().Name)
+				return nil
+			})
+		},
+	}
+}
+
+func newTokenUnblockCommand(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "unblock {piv | piv:SERIAL}",
+		Short: "Set a new PIN on a PIV card by its PUK",
+		Long: `Sets a new PIN on a PIV card whose PIN is blocked or forgotten. Asks for the PUK and the new
+PIN; standard input has one line for each. ` + cardHelp,
+		Args: args(cobra.ExactArgs(1)),
+		RunE: func(c *cobra.Command, names []string) error {
+			questions := []question{{text: "PUK"}, {text: "New PIN (6 to 8 characters)", repeat: true}}
+			return a.withCard(c.Context(), names[0], questions, func(t *piv.Token, s [][]byte) error {
+				return t.Unblock(c.Context(), s[0], s[1])
+			})
+		},
+	}
+}
+
+func newTokenSetPUKCommand(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "set-puk {piv | piv:SERIAL}",
+		Short: "Change the PUK of a PIV card",
+		Long: `Changes the PUK, by which a PIV card's PIN is unblocked. Asks for the present and the new
+one; standard input has one line for each. ` + cardHelp,
+		Args: args(cobra.ExactArgs(1)),
+		RunE: func(c *cobra.Command, names []string) error {
+			questions := []question{{text: "Present PUK"}, {text: "New PUK (6 to 8 characters)", repeat: true}}
+			return a.withCard(c.Context(), names[0], questions, func(t *piv.Token, s [][]byte) error {
+				return t.SetPUK(c.Context(), s[0], s[1])
+			})
+		},
+	}
+}

@@ -1,0 +1,54 @@
+package main
+
+import (
+	"strconv"
+	"testing"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/mesh-agent/mesh-agent/piv/pivtest"
+)
+
+type cardKey struct{}
+
+// virtualCard is a PIV card in a reader of a pcscd of our own.
+type virtualCard struct {
+	card   *pivtest.Card
+	reader *pivtest.Reader
+}
+
+// makeCard puts a new PIV card, number 5700001, into a reader that $PCSCLITE_CSOCK_NAME leads to.
+func makeCard(ts *testscript.TestScript, neg bool, args []string) {
+	if len(args) != 0 || neg {
+		ts.Fatalf("usage: pivcard")
+	}
+	daemon := pivtest.StartDaemon(ts.Value(testingKey{}).(testing.TB))
+	card := pivtest.NewCard(pivtest.Config{})
+	*ts.Value(cardKey{}).(*virtualCard) = virtualCard{card, daemon.AddReader("Yubico YubiKey OTP+FIDO+CCID 00 00", card)}
+	ts.Setenv("PCSCLITE_CSOCK_NAME", daemon.Socket)
+}
+
+// cardSlot generates a P-256 key in a slot of the card, as another program may.
+func cardSlot(ts *testscript.TestScript, neg bool, args []string) {
+	if len(args) != 1 || neg {
+		ts.Fatalf("usage: pivkey SLOT")
+	}
+	slot, err := strconv.ParseUint(args[0], 16, 8)
+	ts.Check(err)
+	const p256, pinOnce, touchNever = 0x11, 2, 1
+	_, err = ts.Value(cardKey{}).(*virtualCard).card.Generate(byte(slot), p256, pinOnce, touchNever)
+	ts.Check(err)
+}
+
+// plugCard plugs the card in, or out.
+func plugCard(ts *testscript.TestScript, neg bool, args []string) {
+	if len(args) != 0 {
+		ts.Fatalf("usage: [!] pivplug")
+	}
+	reader := ts.Value(cardKey{}).(*virtualCard).reader
+	if neg {
+		reader.Unplug()
+		return
+	}
+	reader.Plug()
+}
