@@ -8,6 +8,7 @@
 package keyring
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -196,6 +197,26 @@ func (k *Keyring) reserve(ctx context.Context, index [sha256.Size]byte) (release
 			return nil, ctx.Err()
 		}
 	}
+}
+
+// reserveBoth is reserve for two keys, which may be one. All take them in the same order.
+func (k *Keyring) reserveBoth(ctx context.Context, a, b [sha256.Size]byte) (release func(), err error) {
+	switch bytes.Compare(a[:], b[:]) {
+	case 0:
+		return k.reserve(ctx, a)
+	case 1:
+		a, b = b, a
+	}
+	first, err := k.reserve(ctx, a)
+	if err != nil {
+		return nil, err
+	}
+	second, err := k.reserve(ctx, b)
+	if err != nil {
+		first()
+		return nil, err
+	}
+	return func() { second(); first() }, nil
 }
 
 func (k *Keyring) release(index [sha256.Size]byte, turn wait) {

@@ -589,6 +589,40 @@ func anyUse(ctx context.Context, e *Entry) error {
 	return err
 }
 
+// TestCompositeReservesBase wants nobody to delete the base of a composite while that is
+// made: the object in the token would go too.
+func TestCompositeReservesBase(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	f := newRing(t, fakeTPM(), openSoft(t, t.TempDir()))
+	base := f.generate(t, "tpm", token.P256, token.UseAgree)
+	spec := CompositeSpec{
+		Base: base.Udf, Token: "soft", Use: token.UseAgree,
+		Contribution: &token.PrivateKey{Algorithm: token.P256, Scalar: randomScalar(t, token.P256).Bytes()},
+	}
+	entered := false
+	gate := func(context.Context, string) (func(), error) {
+		entered = true
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		if f.busy[base.Public.Index()] == nil {
+			t.Error("the base could be deleted now")
+		}
+		return func() {}, nil
+	}
+	e, err := f.AddComposite(ctx, gate, spec)
+	if err != nil || !entered {
+		t.Fatal(err, entered)
+	}
+	for _, key := range []*Entry{e, base} {
+		if _, err := f.Delete(ctx, nil, key.Udf); err != nil {
+			t.Fatal(err)
+		}
+	}
+	_, err = f.AddComposite(ctx, nil, spec)
+	wantErr(t, "AddComposite on a deleted base", err, token.ErrNotFound)
+}
+
 // TestComposite adds a software contribution to a key in a token, as activation does.
 func TestComposite(t *testing.T) {
 	t.Parallel()

@@ -165,11 +165,14 @@ func (k *Keyring) AddComposite(ctx context.Context, gate Gate, spec CompositeSpe
 	if err != nil {
 		return nil, err
 	}
-	release, err := k.reserve(ctx, public.Index())
+	release, err := k.reserveBoth(ctx, base.Public.Index(), public.Index())
 	if err != nil {
 		return nil, err
 	}
 	defer release()
+	if now, err := k.Snapshot().FindPublic(base.Public); err != nil || now.slot != base.slot {
+		return nil, fmt.Errorf("base: %w", token.ErrNotFound) // deleted while this waited
+	}
 	if held, err := k.Snapshot().FindPublic(public); err == nil {
 		return nil, &ConflictError{Udf: held.Udf, Use: held.Use, Token: held.Token, Differs: "composition"}
 	}
