@@ -50,6 +50,7 @@ type Token struct {
 	bound  atomic.Pointer[binding] // nil while there is no token
 	seen   atomic.Pointer[tokenInfo]
 
+	copies sync.Map // of keys, *place by CKA_ID
 	closed atomic.Bool
 	life   context.Context // ends with Close
 	end    context.CancelFunc

@@ -3,11 +3,11 @@ package hsm
 import (
 	"bytes"
 	"context"
-	"crypto/ecdsa"
 	"crypto/ed25519"
 	"crypto/rsa"
 	"errors"
 	"fmt"
+	"sync"
 	"sync/atomic"
 
 	"github.com/mesh-agent/mesh-agent/keyshare"
@@ -173,7 +173,20 @@ func (k *key) locate(ctx context.Context, b *binding) (*place, error) {
 	if err != nil {
 		return nil, err
 	}
-	var p *place
+	p, err := k.choose(found, b)
+	if err != nil {
+		return nil, err
+	}
+	if p == nil {
+		return nil, k.token.missing(ctx, b)
+	}
+	k.token.copyKey(ctx, b, k.handle.id, p)
+	k.place.Store(p)
+	return p, nil
+}
+
+// choose returns the one private key of the right type; nil if there is none.
+func (k *key) choose(found []object, b *binding) (p *place, err error) {
 	for _, o := range found {
 		if keyType, known := o.number(ckaKeyType); known && keyType != k.kind.keyType {
 			continue
@@ -184,11 +197,35 @@ func (k *key) locate(ctx context.Context, b *binding) (*place, error) {
 		asks, _ := o.is(ckaAlwaysAuthenticate)
 		p = &place{b.child, o.handle, asks}
 	}
-	if p == nil {
-		return nil, k.token.missing(ctx, b)
-	}
-	k.place.Store(p)
 	return p, nil
+}
+
+// copyKey makes a copy of a key that lives in the token's memory until the login ends, and uses
+// that, where it is known to be faster: for each operation NSS decrypts a key in its database
+// anew, and SoftHSM looks at a file. The copy is as sensitive and as little extractable. A key that
+// cannot be copied is used where it is. A key that another program deletes goes on to work here
+// until the next login.
+func (t *Token) copyKey(ctx context.Context, b *binding, id []byte, p *place) {
+	if p.asks || !b.loggedIn || !isNSS(b.info.manufacturer) && !isSoftHSM(b.info.manufacturer) {
+		return
+	}
+	if c, ok := t.copies.Load(string(id)); ok && c.(*place).child == b.child {
+		*p = *c.(*place)
+		return
+	}
+	r, err := t.module.call(ctx, b.child, &call{op: opCopy, slot: b.info.slot, object: p.key, template: []attribute{no(ckaToken)}})
+	if err != nil || len(r.numbers) != 1 {
+		return
+	}
+	o, err := t.readObject(ctx, b, r.numbers[0], ckaSensitive, ckaExtractable)
+	sensitive, _ := o.is(ckaSensitive)
+	extractable, known := o.is(ckaExtractable)
+	if err != nil || !sensitive || extractable || !known {
+		t.destroy(ctx, b, r.numbers[0])
+		return
+	}
+	p.key = r.numbers[0]
+	t.copies.Store(string(id), p)
 }
 
 // call completes c with slot, key and PIN and runs it. A handle that has become invalid is
@@ -199,6 +236,7 @@ func (k *key) call(ctx context.Context, auth token.Auth, what string, c call) (*
 		err := k.callAt(ctx, b, auth, c, &r)
 		if code := codeOf(err); code == ckrObjectHandleInvalid || code == ckrKeyHandleInvalid {
 			k.place.Store(nil)
+			k.token.copies.Delete(string(k.handle.id))
 			err = k.callAt(ctx, b, auth, c, &r)
 		}
 		return err
@@ -244,7 +282,10 @@ type signKey struct {
 	verify func(req token.SignRequest, digest, signature []byte) bool
 }
 
-var _ token.Signer = (*signKey)(nil)
+var _ token.SelfVerifier = (*signKey)(nil)
+
+// VerifiesSignatures says that Sign does.
+func (k *signKey) VerifiesSignatures() {}
 
 // Sign signs in the token and verifies the signature before it is released. Messages are hashed
 // here, but for EdDSA. Errors: as token.Signer.
@@ -260,25 +301,25 @@ func (k *signKey) Sign(ctx context.Context, req token.SignRequest) ([]byte, erro
 	if len(r.data) != 1 {
 		return nil, fmt.Errorf("pkcs11: sign: %w: no signature", token.ErrFault)
 	}
-	signature := r.data[0]
-	if req.Scheme == token.SchemeECDSA {
-		if signature, err = ecdsaDER(signature); err != nil {
-			return nil, fmt.Errorf("pkcs11: sign: %w: %w", token.ErrFault, err)
-		}
-	}
-	if !k.verify(req, digest, signature) {
+	if !k.verify(req, digest, r.data[0]) {
 		return nil, fmt.Errorf("pkcs11: sign: %w: signature does not verify", token.ErrFault)
 	}
-	return signature, nil
+	if req.Scheme == token.SchemeECDSA {
+		return ecdsaDER(r.data[0]), nil
+	}
+	return r.data[0], nil
 }
 
-// verifier returns the check of a public key's signatures.
-func verifier(public token.PublicKey) (func(token.SignRequest, []byte, []byte) bool, error) {
-	if public.Algorithm == token.Ed448 {
+// verifier returns the check of a public key's signatures, in the token's own form.
+func verifier(public token.PublicKey) (func(req token.SignRequest, digest, signature []byte) bool, error) {
+	switch public.Algorithm {
+	case token.Ed448:
 		p, err := keyshare.ParsePoint(keyshare.Ed448, public.Octets)
 		return func(req token.SignRequest, _, signature []byte) bool {
 			return keyshare.Verify(p, keyshare.ModePure, req.Message, signature)
 		}, err
+	case token.P256, token.P384, token.P521:
+		return ecdsaVerifier(public)
 	}
 	standard, err := public.Standard()
 	if err != nil {
@@ -289,10 +330,6 @@ func verifier(public token.PublicKey) (func(token.SignRequest, []byte, []byte) b
 		return func(req token.SignRequest, _, signature []byte) bool {
 			return ed25519.Verify(pub, req.Message, signature)
 		}, nil
-	case *ecdsa.PublicKey:
-		return func(_ token.SignRequest, digest, signature []byte) bool {
-			return ecdsa.VerifyASN1(pub, digest, signature)
-		}, nil
 	case *rsa.PublicKey:
 		return func(req token.SignRequest, digest, signature []byte) bool {
 			if req.Scheme == token.SchemePSS {
@@ -302,6 +339,24 @@ func verifier(public token.PublicKey) (func(token.SignRequest, []byte, []byte) b
 		}, nil
 	}
 	return nil, token.ErrUnsupported
+}
+
+// ecdsaVerifier computes its tables when it is used first.
+func ecdsaVerifier(public token.PublicKey) (func(token.SignRequest, []byte, []byte) bool, error) {
+	c, err := keyshare.ParseCurve(string(public.Algorithm))
+	if err != nil {
+		return nil, err
+	}
+	p, err := keyshare.ParsePoint(c, public.Octets)
+	if err != nil {
+		return nil, err
+	}
+	tables := sync.OnceValues(func() (*keyshare.ECDSAVerifier, error) { return keyshare.NewECDSAVerifier(p) })
+	return func(_ token.SignRequest, digest, signature []byte) bool {
+		v, err := tables()
+		n := len(signature)
+		return err == nil && n%2 == 0 && v.Verify(digest, signature[:n/2], signature[n/2:])
+	}, nil
 }
 
 // agreeKey is a key that the token lets only agree.

@@ -115,7 +115,7 @@ func montgomeryKind(manufacturer string, m mechanisms, a token.Algorithm, c keys
 	k := kind{algorithm: a, curve: c, keyType: ckkECMontgomery, generate: m.only(ckmECMontgomeryKeyPairGen), derive: m.only(ckmECDH1Derive)}
 	switch {
 	case k.generate != 0:
-	case strings.HasPrefix(manufacturer, "SoftHSM"):
+	case isSoftHSM(manufacturer):
 		k.keyType, k.generate = ckkECEdwards, m.only(ckmECEdwardsKeyPairGen)
 	case isNSS(manufacturer) && a == token.X25519:
 		k.keyType, k.generate, k.rawPoint = ckkEC, m.only(ckmECKeyPairGen), true
@@ -123,6 +123,8 @@ func montgomeryKind(manufacturer string, m mechanisms, a token.Algorithm, c keys
 	}
 	return k
 }
+
+func isSoftHSM(manufacturer string) bool { return strings.HasPrefix(manufacturer, "SoftHSM") }
 
 func isNSS(manufacturer string) bool { return strings.HasPrefix(manufacturer, "Mozilla") }
 

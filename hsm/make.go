@@ -222,9 +222,14 @@ func wanted(kinds []uint64) []attribute {
 	return list
 }
 
-// find returns the objects of a class with a CKA_ID; of any with no id.
+// find returns the objects of the token of a class with a CKA_ID; of any with no id.
 func (t *Token) find(ctx context.Context, b *binding, class uint64, id []byte, kinds ...uint64) ([]object, error) {
-	c := &call{op: opFind, slot: b.info.slot, template: []attribute{number(ckaClass, class)}, template2: wanted(kinds), limit: 1000}
+	return t.findAll(ctx, b, []attribute{number(ckaClass, class), yes(ckaToken)}, id, kinds)
+}
+
+// findAll returns the objects that match a template and have a CKA_ID.
+func (t *Token) findAll(ctx context.Context, b *binding, template []attribute, id []byte, kinds []uint64) ([]object, error) {
+	c := &call{op: opFind, slot: b.info.slot, template: template, template2: wanted(kinds), limit: 1000}
 	if id != nil {
 		c.template = append(c.template, octets(ckaID, id))
 	}
@@ -262,7 +267,7 @@ func (t *Token) Delete(ctx context.Context, encoded []byte) error {
 		}
 		var all []uint64
 		for _, class := range []uint64{ckoPrivateKey, ckoPublicKey} {
-			objects, err := t.find(ctx, b, class, h.id)
+			objects, err := t.findAll(ctx, b, []attribute{number(ckaClass, class)}, h.id, nil) // with copies
 			if err != nil {
 				return err
 			}

@@ -85,6 +85,14 @@ func (m *module) try(c *call) (*reply, error) {
 	if c.op == opLogin {
 		return r, s.login(c.pin)
 	}
+	if c.op == opCopy {
+		err := s.doAnchor(func(h pkcs11.SessionHandle) error {
+			copied, err := m.ctx.CopyObject(h, pkcs11.ObjectHandle(c.object), attrs(c.template))
+			r.numbers = []uint64{uint64(copied)}
+			return err
+		})
+		return r, err
+	}
 	err := s.do(func(h pkcs11.SessionHandle) (err error) {
 		r, err = m.operate(h, c)
 		return err

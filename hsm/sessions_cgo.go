@@ -123,6 +123,17 @@ func (s *slot) holdAnchor() error {
 	return err
 }
 
+// doAnchor runs f with the anchor, if it does not do other operations: for objects that are to live as
+// long as the login.
+func (s *slot) doAnchor(f func(pkcs11.SessionHandle) error) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.anchor == 0 || s.limit == 0 {
+		return pkcs11.Error(pkcs11.CKR_FUNCTION_NOT_SUPPORTED)
+	}
+	return f(s.anchor)
+}
+
 // login presents the PIN once. If somebody is logged in, that says nothing of this PIN, and
 // so that login is ended first.
 func (s *slot) login(pin []byte) error {

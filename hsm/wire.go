@@ -30,6 +30,7 @@ const (
 	opGenerate // key pair
 	opSecret   // secret key, for probes
 	opCreate
+	opCopy // of an object, living as long as the login
 	opDestroy
 	opSign
 	opDerive

@@ -111,10 +111,14 @@ func (e *Entry) Sign(ctx context.Context, gate Gate, req token.SignRequest) ([]b
 	}
 	p := e.slot.parts[0]
 	var signature []byte
+	verified := p.protection != token.ProtectionToken
 	err := e.slot.do(ctx, gate, p, func(key token.Key) (err error) {
 		signer, ok := key.(token.Signer)
 		if !ok {
 			return e.cannot("sign")
+		}
+		if _, ok := key.(token.SelfVerifier); ok {
+			verified = true
 		}
 		signature, err = signer.Sign(ctx, req)
 		return err
@@ -122,7 +126,7 @@ func (e *Entry) Sign(ctx context.Context, gate Gate, req token.SignRequest) ([]b
 	if err != nil {
 		return nil, err
 	}
-	if p.protection == token.ProtectionToken {
+	if !verified {
 		if err := verify(p, req, signature); err != nil {
 			return nil, err
 		}
