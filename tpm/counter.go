@@ -3,12 +3,11 @@ package tpm
 import (
 	"bytes"
 	"context"
-	"crypto/rand"
 	"crypto/sha256"
 	"encoding/binary"
-	"encoding/hex"
 	"errors"
 	"fmt"
+	"path/filepath"
 
 	"github.com/google/go-tpm/tpm2"
 	"github.com/mesh-agent/mesh-agent/token"
@@ -21,18 +20,16 @@ import (
 
 var _ token.Counter = (*Token)(nil)
 
-// counterFile in Options.StateDir names the index, in hexadecimal.
-const counterFile = "counter"
-
 // ownerIndexes is the beginning of the NV indexes for the owner's programs (TCG Registry of
-// Reserved TPM 2.0 Handles, 2.2), of which a random one is taken.
+// Reserved TPM 2.0 Handles, 2.2). Which one is taken follows from the path of
+// Options.StateDir, so that no file says it which could be removed.
 const (
 	ownerIndexes  = 0x01800000
 	ownerIndexLen = 0x00400000
 )
 
 // ReadCounter returns the value of the counter that is this Options.StateDir's.
-// Errors: as token.Counter; token.ErrReplaced if the TPM has no such counter any more.
+// Errors: as token.Counter; token.ErrReplaced if another program uses the NV index.
 func (t *Token) ReadCounter(ctx context.Context) (uint64, error) {
 	index, err := t.state.counter()
 	if err != nil {
@@ -50,9 +47,6 @@ func (t *Token) ReadCounter(ctx context.Context) (uint64, error) {
 // IncrementCounter adds one to the counter with TPM2_NV_Increment, Part 3, 31.8.
 func (t *Token) IncrementCounter(ctx context.Context) (uint64, error) {
 	index, err := t.state.counter()
-	if errors.Is(err, token.ErrNotFound) {
-		index, err = t.makeCounter(ctx)
-	}
 	if err != nil {
 		return 0, fmt.Errorf("tpm: increment counter: %w", err)
 	}
@@ -60,32 +54,17 @@ func (t *Token) IncrementCounter(ctx context.Context) (uint64, error) {
 	return do(ctx, t, "increment counter", step.run)
 }
 
-// makeCounter defines an index. Its number is kept before it is used.
-func (t *Token) makeCounter(ctx context.Context) (tpm2.TPMHandle, error) {
-	if t.state == "" {
-		return 0, fmt.Errorf("no state folder to keep it in: %w", token.ErrUnsupported)
-	}
-	index, err := do(ctx, t, "define counter", func(d *device) (tpm2.TPMHandle, error) { return d.defineCounter() })
-	if err != nil {
-		return 0, err
-	}
-	return index, t.state.write(counterFile, fmt.Appendf(nil, "%08x\n", uint32(index)))
-}
-
-// counter returns the index, or token.ErrNotFound if there is none yet.
+// counter returns the index of the counter.
 func (s stateDir) counter() (tpm2.TPMHandle, error) {
-	text, err := s.read(counterFile)
+	if s == "" {
+		return 0, fmt.Errorf("no state folder that it is of: %w", token.ErrUnsupported)
+	}
+	path, err := filepath.Abs(string(s))
 	if err != nil {
 		return 0, err
 	}
-	if text == nil {
-		return 0, token.ErrNotFound
-	}
-	b, err := hex.DecodeString(string(bytes.TrimSpace(text)))
-	if err != nil || len(b) != 4 {
-		return 0, fmt.Errorf("%w: %s is not an NV index in hexadecimal", token.ErrCorrupt, s.path(counterFile))
-	}
-	return tpm2.TPMHandle(binary.BigEndian.Uint32(b)), nil
+	digest := sha256.Sum256([]byte("mesh-agent counter\x00" + path))
+	return tpm2.TPMHandle(ownerIndexes + binary.BigEndian.Uint32(digest[:])%ownerIndexLen), nil
 }
 
 // increment is one step, even if it is run twice because the connection broke in between.
@@ -97,6 +76,9 @@ type increment struct {
 
 func (i *increment) run(d *device) (uint64, error) {
 	c, err := d.findCounter(i.index)
+	if errors.Is(err, token.ErrNotFound) {
+		c, err = d.defineCounter(i.index)
+	}
 	if err != nil {
 		return 0, err
 	}
@@ -133,30 +115,24 @@ func counterArea(index tpm2.TPMHandle) tpm2.TPMSNVPublic {
 	}
 }
 
-// defineCounter makes an index where none is. TPM2_NV_DefineSpace, Part 3, 31.3.
-func (d *device) defineCounter() (tpm2.TPMHandle, error) {
-	for range 8 {
-		var random [4]byte
-		rand.Read(random[:])
-		index := tpm2.TPMHandle(ownerIndexes + binary.BigEndian.Uint32(random[:])%ownerIndexLen)
-		owner := tpm2.NamedHandle{Handle: tpm2.TPMRHOwner, Name: tpm2.HandleName(tpm2.TPMRHOwner)}
-		_, err := run(d, tpm2.NVDefineSpace{
-			AuthHandle: d.auth(owner, nil, clearly),
-			PublicInfo: tpm2.New2B(counterArea(index)),
-		})
-		if errors.Is(err, tpm2.TPMRCNVDefined) {
-			continue
-		}
-		return index, err
+// defineCounter makes the index. TPM2_NV_DefineSpace, Part 3, 31.3.
+func (d *device) defineCounter(index tpm2.TPMHandle) (nvCounter, error) {
+	owner := tpm2.NamedHandle{Handle: tpm2.TPMRHOwner, Name: tpm2.HandleName(tpm2.TPMRHOwner)}
+	_, err := run(d, tpm2.NVDefineSpace{
+		AuthHandle: d.auth(owner, nil, clearly),
+		PublicInfo: tpm2.New2B(counterArea(index)),
+	})
+	if err != nil {
+		return nvCounter{}, err
 	}
-	return 0, errors.New("no free NV index")
+	return d.findCounter(index)
 }
 
 // findCounter checks that an index is such a counter, and computes its Name.
 func (d *device) findCounter(index tpm2.TPMHandle) (nvCounter, error) {
 	rsp, err := run(d, tpm2.NVReadPublic{NVIndex: index})
 	if errors.Is(err, tpm2.TPMRCHandle) {
-		return nvCounter{}, fmt.Errorf("%w: the counter is not in this TPM: %w", token.ErrReplaced, err)
+		return nvCounter{}, fmt.Errorf("counter: %w: %w", token.ErrNotFound, err)
 	}
 	if err != nil {
 		return nvCounter{}, err

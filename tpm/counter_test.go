@@ -2,8 +2,6 @@ package tpm
 
 import (
 	"errors"
-	"os"
-	"path/filepath"
 	"testing"
 
 	"github.com/google/go-tpm/tpm2"
@@ -128,23 +126,31 @@ func TestCounterRedefined(t *testing.T) {
 	}
 }
 
-func TestCounterGone(t *testing.T) {
+func TestCounterRefused(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
-	s, dir := tpmtest.Start(t), t.TempDir()
-	tok := openCounting(t, s, dir)
+	s := tpmtest.Start(t)
+	tok := openCounting(t, s, t.TempDir())
 	defer tok.Close()
-	if err := os.WriteFile(filepath.Join(dir, counterFile), []byte("01800001\n"), 0o600); err != nil {
+	index, err := tok.state.counter()
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = do(ctx, tok, "define", func(d *device) (struct{}, error) {
+		owner := tpm2.NamedHandle{Handle: tpm2.TPMRHOwner, Name: tpm2.HandleName(tpm2.TPMRHOwner)}
+		area := counterArea(index)
+		area.Attributes.NT = tpm2.TPMNTOrdinary
+		_, err := run(d, tpm2.NVDefineSpace{AuthHandle: d.auth(owner, nil, clearly), PublicInfo: tpm2.New2B(area)})
+		return struct{}{}, err
+	})
+	if err != nil {
 		t.Fatal(err)
 	}
 	if _, err := tok.ReadCounter(ctx); !errors.Is(err, token.ErrReplaced) {
-		t.Errorf("no such index: %v, want ErrReplaced", err)
+		t.Errorf("index of another program: %v, want ErrReplaced", err)
 	}
-	if err := os.WriteFile(filepath.Join(dir, counterFile), []byte("x"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := tok.ReadCounter(ctx); !errors.Is(err, token.ErrCorrupt) {
-		t.Errorf("damaged file: %v, want ErrCorrupt", err)
+	if _, err := tok.IncrementCounter(ctx); !errors.Is(err, token.ErrReplaced) {
+		t.Errorf("index of another program: %v, want ErrReplaced", err)
 	}
 	without, err := Open(ctx, Options{Device: tpmtest.Start(t).Device()})
 	if err != nil {

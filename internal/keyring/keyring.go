@@ -65,6 +65,7 @@ type Keyring struct {
 	store    *store.Store
 	tokens   []token.Token
 	software Software
+	guard    *guard // nil if the records are not guarded against rollback
 	snapshot atomic.Pointer[Snapshot]
 
 	mu   sync.Mutex                 // never held across I/O
@@ -80,6 +81,9 @@ type Config struct {
 	Tokens []token.Token
 	// Software makes the keys that tokens seal. Without it sealed keys do not open.
 	Software Software
+	// RollbackGuard is the name of a token that counts changes of the records, so that
+	// an old copy of them is noticed; empty for none. Once it was given it must be.
+	RollbackGuard string
 }
 
 // Open is OpenConfig without sealed keys.
@@ -96,6 +100,10 @@ func OpenConfig(c Config) (*Keyring, error) {
 	k := &Keyring{store: st, tokens: slices.Clone(c.Tokens), software: c.Software, busy: make(map[[sha256.Size]byte]wait)}
 	if err := k.checkNames(); err != nil {
 		return nil, err
+	}
+	var err error
+	if k.guard, err = k.newGuard(c.RollbackGuard); err != nil {
+		return nil, fmt.Errorf("open keyring: %w", err)
 	}
 	records, refused, err := st.Load()
 	if err != nil {

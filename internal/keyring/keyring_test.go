@@ -24,8 +24,9 @@ import (
 // fixture is a keyring that can be closed and opened again over the same folder.
 type fixture struct {
 	*Keyring
-	dir      string
-	software Software
+	dir           string
+	software      Software
+	rollbackGuard string
 }
 
 func newRing(t testing.TB, tokens ...token.Token) *fixture {
@@ -46,7 +47,7 @@ func (f *fixture) start(t testing.TB, tokens ...token.Token) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if f.Keyring, err = OpenConfig(Config{Store: st, Tokens: tokens, Software: f.software}); err != nil {
+	if f.Keyring, err = OpenConfig(Config{Store: st, Tokens: tokens, Software: f.software, RollbackGuard: f.rollbackGuard}); err != nil {
 		t.Fatal(err)
 	}
 }

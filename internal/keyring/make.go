@@ -241,12 +241,15 @@ func (k *Keyring) Delete(ctx context.Context, gate Gate, keyID string) (*Entry, 
 	if now, err := k.Snapshot().FindPublic(e.Public); err != nil || now.slot != e.slot {
 		return nil, token.ErrNotFound // deleted while this waited
 	}
+	if err := k.CheckRollback(ctx, gate); err != nil { // before anything is deleted
+		return nil, err
+	}
 	e.slot.deleted.Store(true)
 	if err := k.deleteParts(ctx, gate, e.slot); err != nil {
 		e.slot.deleted.Store(false)
 		return nil, fmt.Errorf("delete key: %w", err)
 	}
-	if err := k.store.Remove(e.Udf); err != nil && !errors.Is(err, store.ErrNotFound) {
+	if err := k.removeRecord(ctx, gate, e.Udf); err != nil && !errors.Is(err, store.ErrNotFound) {
 		e.slot.deleted.Store(false)
 		return nil, fmt.Errorf("delete key: %w", err)
 	}
@@ -485,11 +488,7 @@ func (k *Keyring) adopt(ctx context.Context, d draft, created token.Created) (*s
 
 // add writes the record of a key that is reserved and lets it appear.
 func (k *Keyring) add(ctx context.Context, gate Gate, s *slot) (*Entry, error) {
-	if err := k.store.Put(&s.record); err != nil {
-		// The record may be there nevertheless; it must not outlive the key.
-		if e := k.store.Remove(s.record.Udf); e != nil && !errors.Is(e, store.ErrNotFound) {
-			err = errors.Join(err, e)
-		}
+	if err := k.addRecord(ctx, gate, &s.record); err != nil {
 		return nil, errors.Join(err, k.undo(ctx, gate, s.parts[len(s.parts)-1]))
 	}
 	k.publish(func(old *Snapshot) *Snapshot { return old.with(s) })

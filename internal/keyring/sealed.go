@@ -303,7 +303,7 @@ func (k *Keyring) Reseal(ctx context.Context, gate Gate, keyID string, spec Rese
 	}
 	s, recovery, err := k.reseal(ctx, gate, old.slot, at, spec)
 	if err == nil {
-		err = k.store.Put(&s.record)
+		err = k.putRecord(ctx, gate, &s.record)
 	}
 	if err != nil {
 		clear(recovery)

@@ -18,11 +18,12 @@ import (
 // slot is one key of the ring with what it takes to use it. All but entry, deleted and
 // the parts' open keys is fixed when it is made.
 type slot struct {
-	record  store.Record
-	public  token.PublicKey
-	point   *keyshare.Point // public as a point; nil for RSA
-	aliases []string        // whole fingerprints in Base32, as mesh.Aliases has them
-	parts   []*part
+	record   store.Record
+	public   token.PublicKey
+	point    *keyshare.Point // public as a point; nil for RSA
+	aliases  []string        // whole fingerprints in Base32, as mesh.Aliases has them
+	parts    []*part
+	rollback *guard // of the whole ring; nil for none
 
 	entry   atomic.Pointer[Entry]
 	deleted atomic.Bool // no operation begins any more
@@ -44,7 +45,7 @@ func (k *Keyring) newSlot(r store.Record) (*slot, error) {
 	if err := use.Allows(alg); err != nil {
 		return nil, err
 	}
-	s := &slot{record: r, public: token.PublicKey{Algorithm: alg, Octets: r.Public}}
+	s := &slot{rollback: k.guard, record: r, public: token.PublicKey{Algorithm: alg, Octets: r.Public}}
 	if s.point, err = checkPublic(s.public); err != nil {
 		return nil, fmt.Errorf("public key: %w", err)
 	}
@@ -170,6 +171,11 @@ func (s *slot) hasAlias(id string) bool {
 func (s *slot) do(ctx context.Context, gate Gate, p *part, op func(token.Key) error) error {
 	if p.token == nil {
 		return p.notConfigured()
+	}
+	if s.rollback != nil {
+		if err := s.rollback.check(ctx, gate); err != nil {
+			return err
+		}
 	}
 	if p.guard != "" {
 		return s.doInMemory(ctx, gate, p, op)
