@@ -61,7 +61,8 @@ func (b *bench) unlock(tb testing.TB) {
 func TestContract(t *testing.T) {
 	t.Parallel()
 	for name, algorithms := range map[string][]token.Algorithm{
-		"NIST":    {token.P256, token.P384},
+		"P256":    {token.P256},
+		"P384":    {token.P384},
 		"25519":   {token.X25519, token.Ed25519},
 		"RSA":     {token.RSA2048},
 		"longRSA": {token.RSA3072, token.RSA4096},

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"context"
 	"math/rand/v2"
+	"os"
+	"os/exec"
 	"testing"
 	"time"
 
@@ -130,6 +132,46 @@ func TestSoak(t *testing.T) {
 	}
 	if rounds < 30 {
 		t.Errorf("the other program had the card %d times only", rounds)
+	}
+	b.idle(t)
+}
+
+// TestOtherProcess signs while yubico-piv-tool, another process with the C library, reads the
+// card again and again.
+func TestOtherProcess(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, pivtest.Config{}, Options{})
+	k, _ := b.signer(t, token.Policy{})
+	stop, done := make(chan struct{}), make(chan error)
+	signatures := 0
+	go func() {
+		for {
+			select {
+			case <-stop:
+				done <- nil
+				return
+			default:
+			}
+			if err := sign(t.Context(), k, token.Auth{}); err != nil {
+				done <- err
+				return
+			}
+			signatures++
+		}
+	}()
+	for range 10 {
+		c := exec.CommandContext(t.Context(), "yubico-piv-tool", "-a", "status")
+		c.Env = []string{b.daemon.Env(), "PATH=" + os.Getenv("PATH")}
+		if out, err := c.CombinedOutput(); err != nil || !bytes.Contains(out, []byte("PIN tries left")) {
+			t.Errorf("the other process: %v\n%s", err, out)
+		}
+	}
+	close(stop)
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	if signatures == 0 {
+		t.Error("not one signature meanwhile")
 	}
 	b.idle(t)
 }

@@ -20,7 +20,7 @@ func slotsFor(u token.Use, p token.PINPolicy) []applet.Slot {
 		out = append(out, applet.SlotCard)
 	case u == token.UseSSH:
 		out = append(out, applet.SlotAuthentication)
-	case u == token.UseSign:
+	case u == token.UseSign, u == token.UseSignAssertion:
 		out = append(out, applet.SlotSignature)
 	case u.Agrees():
 		out = append(out, applet.SlotManagement)
