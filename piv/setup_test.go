@@ -2,6 +2,7 @@ package piv
 
 import (
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -53,9 +54,9 @@ func TestSetupInterrupted(t *testing.T) {
 	t.Parallel()
 	for stop := 1; ; stop++ {
 		b := newCard(t, pivtest.Config{})
-		left := stop
+		var given atomic.Int64
 		b.card.OnAPDU(func(apdu []byte, card func([]byte) []byte) []byte {
-			if left--; left < 0 {
+			if given.Add(1) > int64(stop) {
 				return nil
 			}
 			return card(apdu)

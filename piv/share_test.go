@@ -6,6 +6,8 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/exec"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -188,21 +190,24 @@ func TestMutatedResponses(t *testing.T) {
 		t.Fatal(err)
 	}
 	rnd := rand.New(rand.NewPCG(1, 2))
-	count := 0
+	var mu sync.Mutex // guards rnd: an abandoned command may still run
+	var count atomic.Int64
 	b.card.OnAPDU(func(apdu []byte, card func([]byte) []byte) []byte {
 		if apdu[1] == insVerify && len(apdu) > 5 {
 			return card(apdu) // spare the tries
 		}
 		answer := card(apdu)
+		mu.Lock()
+		defer mu.Unlock()
 		if rnd.IntN(3) > 0 {
 			return answer
 		}
-		count++
+		count.Add(1)
 		return mutate(rnd, answer)
 	})
 	ctx := t.Context()
 	open := token.OpenRequest{Handle: created.Handle, Public: created.Public, Use: token.UseSign}
-	for i := 0; count < mutations; i++ {
+	for i := 0; count.Load() < mutations; i++ {
 		switch i % 6 {
 		case 0:
 			_ = sign(ctx, k, token.Auth{PIN: []byte(testPIN)})
