@@ -13,15 +13,24 @@ import (
 
 func newEncryptCommand(a *app) *cobra.Command {
 	var to []string
-	var contentType string
+	var options mesh.EncryptOptions
+	var generation string
 	c := &cobra.Command{
 		Use:   "encrypt --to FILE [--to FILE] [FILE]",
 		Short: "Encrypt a file to public keys, as a DARE envelope",
 		Long: `Encrypts FILE or standard input so that each of the keys alone opens it, and prints a
 DARE envelope in JSON. A recipient's file is a public KeyData, as "key public" prints it.
-It needs no agent.`,
+It needs no agent.
+
+A256CBC is what Mesh clients read, and nothing in it shows a change of the ciphertext; A256GCM
+refuses a changed one, and is this agent's own. Clients of 2024 and later know their keys
+by the UDF of --generation g2.`,
 		Args: args(cobra.MaximumNArgs(1)),
 		RunE: func(_ *cobra.Command, files []string) error {
+			var err error
+			if options.Generation, err = parseGeneration(generation); err != nil {
+				return err
+			}
 			recipients, err := a.readPublicKeys(to)
 			if err != nil {
 				return err
@@ -30,7 +39,7 @@ It needs no agent.`,
 			if err != nil {
 				return err
 			}
-			envelope, err := mesh.Encrypt(rand.Reader, plaintext, contentType, recipients...)
+			envelope, err := options.Encrypt(rand.Reader, plaintext, recipients...)
 			if err != nil {
 				return err
 			}
@@ -42,7 +51,9 @@ It needs no agent.`,
 		},
 	}
 	c.Flags().StringArrayVar(&to, "to", nil, "`file` with a recipient's public key; once for each")
-	c.Flags().StringVar(&contentType, "content-type", "", "media `type` to note in the header")
+	c.Flags().StringVar(&options.ContentType, "content-type", "", "media `type` to note in the header")
+	c.Flags().StringVar(&options.Encryption, "enc", mesh.A256CBC, "A256CBC or A256GCM")
+	c.Flags().StringVar(&generation, "generation", "g1", "which UDF names the recipients: g1 or g2")
 	required(c, "to")
 	return c
 }
