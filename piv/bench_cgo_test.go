@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"testing"
+	"time"
 
 	pivgo "github.com/go-piv/piv-go/v2/piv"
 	"github.com/mesh-agent/mesh-agent/piv/pivtest"
@@ -15,19 +16,26 @@ import (
 )
 
 // BenchmarkSideBySide signs by a key on the virtual card with piv-go, which holds the card all the
-// time, and with this package, which shares it.
+// time, and with this package, which shares it and so selects the application each time. The
+// virtual card answers at once; a real one takes milliseconds for each command, as it does
+// in the second half.
 func BenchmarkSideBySide(b *testing.B) {
 	bench := sharedBench(b)
 	for _, c := range []struct {
 		name   string
 		policy token.PINPolicy
 		theirs pivgo.PINPolicy
+		pause  time.Duration
 	}{
-		{"PINNever", token.PINNever, pivgo.PINPolicyNever},
-		{"PINOnce", token.PINOnce, pivgo.PINPolicyOnce},
+		{"PINNever", token.PINNever, pivgo.PINPolicyNever, 0},
+		{"PINOnce", token.PINOnce, pivgo.PINPolicyOnce, 0},
+		{"PINNever/slow", token.PINNever, pivgo.PINPolicyNever, 5 * time.Millisecond},
+		{"PINOnce/slow", token.PINOnce, pivgo.PINPolicyOnce, 5 * time.Millisecond},
 	} {
+		bench.card.OnAPDU(nil)
 		k := bench.made(b, token.P256, token.UseSign, token.Policy{PIN: c.policy}).(token.Signer)
 		slot := k.(*ecdsaKey).handle.slot
+		bench.card.OnAPDU(slow(c.pause))
 		b.Run(c.name+"/Token", func(b *testing.B) {
 			req := tokentest.DefaultSignRequest(token.P256, []byte("message"))
 			b.ReportAllocs()
@@ -70,6 +78,20 @@ func BenchmarkSideBySide(b *testing.B) {
 				}
 			}
 		})
+	}
+}
+
+// slow is a card that takes its time for a command, and ten times that to compute.
+func slow(d time.Duration) pivtest.Hook {
+	if d == 0 {
+		return nil
+	}
+	return func(apdu []byte, card func([]byte) []byte) []byte {
+		time.Sleep(d)
+		if apdu[1] == 0x87 {
+			time.Sleep(9 * d)
+		}
+		return card(apdu)
 	}
 }
 
