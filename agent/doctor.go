@@ -2,9 +2,11 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"strings"
 	"time"
 
+	"github.com/mesh-agent/mesh-agent/internal/keyring"
 	"github.com/mesh-agent/mesh-agent/internal/strictjson"
 	"github.com/mesh-agent/mesh-agent/mesh"
 	"github.com/mesh-agent/mesh-agent/token"
@@ -22,6 +24,7 @@ func (r *request) doctor(ctx context.Context, body strictjson.Value) ([]byte, er
 	for _, t := range r.ring.Tokens() {
 		out.Findings = append(out.Findings, r.diagnose(ctx, t)...)
 	}
+	out.Findings = append(out.Findings, r.rollbackFindings(ctx)...)
 	out.Findings = append(out.Findings, r.keyFindings()...)
 	return strictjson.Marshal(out)
 }
@@ -64,6 +67,34 @@ func stateFinding(info token.Info) token.Finding {
 	}
 	return token.Finding{Severity: token.SeverityError, Text: "absent: it is not there or does not answer",
 		Mend: "plug it in, and check that this user may open its device"}
+}
+
+// rollbackFindings says whether the key records are the last ones, if that is guarded.
+func (r *request) rollbackFindings(ctx context.Context) []mesh.Finding {
+	err := r.ring.CheckRollback(ctx, r.manageGate)
+	if err == nil {
+		return nil
+	}
+	f := mesh.Finding{Severity: string(token.SeverityError), About: "keys", Text: r.answerTo(err).text,
+		Mend: "no key is used until the rollback guard answers: see what is wrong with its token"}
+	if errors.Is(err, keyring.ErrRollback) {
+		f.Mend = rollbackMend
+	}
+	return []mesh.Finding{f}
+}
+
+const rollbackMend = "put the last state folder back; or if you restored this one knowingly: mesh-agent store accept-rollback"
+
+// acceptRollback answers AcceptRollbackRequest.
+func (r *request) acceptRollback(ctx context.Context, body strictjson.Value) ([]byte, error) {
+	if err := r.decodeManage(mesh.TagAcceptRollbackRequest, body, &mesh.AcceptRollbackRequest{}); err != nil {
+		return nil, err
+	}
+	if err := r.ring.AcceptRollback(ctx, r.manageGate); err != nil {
+		return nil, err
+	}
+	r.log.Warn("key records accepted as they are, although they are not the last ones")
+	return strictjson.Marshal(accepted)
 }
 
 // keyFindings says which records did not load and which keys did not open.

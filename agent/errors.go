@@ -75,6 +75,7 @@ var rows = [...]row{
 	{keyshare.ErrLowOrder, statusBadPoint, fixed("low order")},
 	{keyshare.ErrTorsion, statusBadPoint, fixed("torsion")},
 	{keyshare.ErrIdentity, statusBadPoint, fixed("identity")},
+	{keyring.ErrRollback, statusState, rollbackText},
 	{keyring.ErrUse, statusForbidden, useText},
 	{token.ErrAuthNeeded, statusAuth, authText},
 	{token.ErrAuthWrong, statusAuth, authText},
@@ -111,6 +112,14 @@ func authText(err error) string {
 		return token.ErrAuthWrong.Error()
 	}
 	return token.ErrAuthNeeded.Error()
+}
+
+func rollbackText(err error) string {
+	var rollback *keyring.RollbackError
+	if errors.As(err, &rollback) {
+		return rollback.Error()
+	}
+	return keyring.ErrRollback.Error()
 }
 
 func pcrText(err error) string {

@@ -462,6 +462,10 @@ func (r *request) status(_ context.Context, body strictjson.Value) ([]byte, erro
 		return nil, err
 	}
 	snapshot := r.ring.Snapshot()
+	problems := snapshot.Problems()
+	if err := r.ring.RolledBack(); err != nil {
+		problems = append(problems, err.Error())
+	}
 	return strictjson.Marshal(mesh.StatusResponse{
 		Reply:    accepted,
 		Build:    r.config.Build,
@@ -472,6 +476,6 @@ func (r *request) status(_ context.Context, body strictjson.Value) ([]byte, erro
 		State:    r.config.StateDir,
 		Keys:     len(snapshot.Entries()),
 		Tokens:   tokenInfos(r.ring.Tokens()),
-		Problems: snapshot.Problems(),
+		Problems: problems,
 	})
 }

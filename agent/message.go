@@ -39,6 +39,7 @@ var messages = [...]message{
 	{mesh.TagTokenSetPINRequest, mesh.TagTokenSetPINResponse, (*request).tokenSetPIN},
 	{mesh.TagTokenLockRequest, mesh.TagTokenLockResponse, (*request).tokenLock},
 	{mesh.TagDoctorRequest, mesh.TagDoctorResponse, (*request).doctor},
+	{mesh.TagAcceptRollbackRequest, mesh.TagAcceptRollbackResponse, (*request).acceptRollback},
 }
 
 // meshMessage answers one Mesh message. It reports false for contents that are not

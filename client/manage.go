@@ -130,3 +130,9 @@ func (c *Client) Doctor(ctx context.Context) ([]mesh.Finding, error) {
 	}
 	return out.Findings, nil
 }
+
+// AcceptRollback takes key records that are not the last ones for them.
+func (c *Client) AcceptRollback(ctx context.Context) error {
+	_, err := fetch[mesh.Reply](ctx, c, mesh.TagAcceptRollbackRequest, mesh.AcceptRollbackRequest{}, mesh.TagAcceptRollbackResponse)
+	return err
+}

@@ -21,6 +21,7 @@ func newRootCommand(a *app) *cobra.Command {
 		newServeCommand(a),
 		newStatusCommand(a),
 		newDoctorCommand(a),
+		newStoreCommand(a),
 		newTokenCommand(a),
 		newKeyCommand(a),
 		newOperateCommand(a),

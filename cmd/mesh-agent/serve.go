@@ -23,6 +23,7 @@ type serveFlags struct {
 	sshSocket    string
 	tpm          string
 	piv          []uint
+	guard        string
 	softwareKeys bool
 	insecure     bool
 }
@@ -48,7 +49,11 @@ programs. Its PIN may come as the systemd credential piv-SERIAL-pin.
 The token "soft" is there only if asked for. With --software-keys a passphrase protects its
 keys: the systemd credential softkey-passphrase, else the terminal asks. With
 --insecure-software-keys a random key in a file beside them does, which protects them from
-nobody who can read your files. The first start decides which of the two it is.`,
+nobody who can read your files. The first start decides which of the two it is.
+
+With --rollback-guard tpm the TPM counts changes of the key records. If an old copy of the
+state folder is put back, keys are not used until "mesh-agent store accept-rollback".
+The TPM's memory wears with each change, not with each use.`,
 		Example: `  mesh-agent serve --software-keys
   export SSH_AUTH_SOCK=$XDG_RUNTIME_DIR/mesh-agent/ssh.sock`,
 		Args: args(cobra.NoArgs),
@@ -63,6 +68,7 @@ nobody who can read your files. The first start decides which of the two it is.`
 	c.Flags().StringVar(&flags.sshSocket, "ssh-socket", "", "the `socket` for SSH alone (default ssh.sock beside the other)")
 	c.Flags().StringVar(&flags.tpm, "tpm", "", "the TPM `device`, swtpm:PATH, tcp:HOST:PORT, or off")
 	c.Flags().UintSliceVar(&flags.piv, "piv", nil, "the `serial` number of a PIV card that may be used; once for each")
+	c.Flags().StringVar(&flags.guard, "rollback-guard", "", "the `token` that counts changes of the key records: tpm")
 	c.Flags().BoolVar(&flags.softwareKeys, "software-keys", false, "enable the token soft, protected by a passphrase")
 	c.Flags().BoolVar(&flags.insecure, "insecure-software-keys", false, "enable the token soft, protected by nothing but file permissions")
 	return c
@@ -72,6 +78,7 @@ nobody who can read your files. The first start decides which of the two it is.`
 type settings struct {
 	sshSocket string // empty for the usual place
 	state     string
+	guard     string // the token that guards against rollback; empty for none
 	software  config.SoftwareKeys
 	tpm       tpmChoice
 	pkcs11    []config.PKCS11
@@ -102,6 +109,7 @@ func (a *app) settings(flags serveFlags) (s settings, err error) {
 		s.software = config.SoftwareKeysInsecure
 	}
 	s.tpm = a.chooseTPM(flags.tpm, file.TPM)
+	s.guard = cmp.Or(flags.guard, file.RollbackGuard)
 	s.pkcs11 = file.PKCS11
 	if s.piv, err = choosePIV(flags.piv, file.PIV); err != nil {
 		return s, err
@@ -182,16 +190,28 @@ func (a *app) openKeyring(ctx context.Context, s settings, log *slog.Logger) (*k
 	}
 	ring, err := keyring.OpenConfig(keyring.Config{
 		Store: records, Tokens: tokens,
-		Software: keyring.Software{NewPrivate: softkey.NewPrivate, NewKey: softkey.NewKey},
+		Software:      keyring.Software{NewPrivate: softkey.NewPrivate, NewKey: softkey.NewKey},
+		RollbackGuard: s.guard,
 	})
 	if err != nil {
 		errs := []error{err, records.Close()}
 		for _, t := range tokens {
 			errs = append(errs, t.Close())
 		}
-		return nil, errors.Join(errs...)
+		return nil, explainRing(errors.Join(errs...))
+	}
+	if err := ring.CheckRollback(ctx, nil); err != nil { // asked again when keys are used
+		log.Warn("no key is used until this is mended", "err", err)
 	}
 	return ring, nil
+}
+
+// explainRing adds what to do if the guard against rollback is not the one that was.
+func explainRing(err error) error {
+	if errors.Is(err, keyring.ErrNoGuard) {
+		return hint(err, "start with --rollback-guard, or give the guard up: remove generation.json from the state folder")
+	}
+	return err
 }
 
 // sockets takes the service manager's sockets or makes its own.

@@ -39,6 +39,9 @@ type Config struct {
 	// path of a simulator's unix socket, "tcp:HOST:PORT", or "off". Absent: $MESH_AGENT_TPM, else
 	// /dev/tpmrm0 if the machine has it.
 	TPM string `toml:"tpm"`
+	// RollbackGuard names a token that counts changes of the key records, "tpm", so that an old
+	// copy of the state folder is noticed. Absent: none. Once it was set it must be.
+	RollbackGuard string `toml:"rollback-guard"`
 	// PIV are the serial numbers of the PIV cards that may be used; their tokens are named piv:SERIAL.
 	PIV []uint32 `toml:"piv"`
 	// PKCS11 are the modules that may be loaded.
@@ -53,7 +56,7 @@ func Parse(text []byte) (Config, error) {
 		return Config{}, err
 	}
 	if unknown := meta.Undecoded(); len(unknown) != 0 {
-		return Config{}, fmt.Errorf("unknown key %q (known: state, software-keys, tpm, piv, pkcs11)", unknown[0].String())
+		return Config{}, fmt.Errorf("unknown key %q (known: state, software-keys, tpm, rollback-guard, piv, pkcs11)", unknown[0].String())
 	}
 	if err := checkPKCS11(c.PKCS11); err != nil {
 		return Config{}, err

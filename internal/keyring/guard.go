@@ -20,6 +20,10 @@ import (
 // used until Keyring.AcceptRollback. It is inside a *RollbackError.
 var ErrRollback = errors.New("key records rolled back")
 
+// ErrNoGuard says that the records are guarded against rollback, and that the configuration
+// names no token that counts.
+var ErrNoGuard = errors.New("the key records are guarded against rollback, and no token is named that counts")
+
 // RollbackError is ErrRollback with what was found.
 type RollbackError struct{ Found string }
 
@@ -61,7 +65,7 @@ func (k *Keyring) newGuard(name string) (*guard, error) {
 	case name == "" && errors.Is(err, store.ErrNotFound):
 		return nil, nil
 	case name == "":
-		return nil, errors.New("the key records are guarded against rollback, and no token is named that counts")
+		return nil, ErrNoGuard
 	}
 	tok, err := k.Token(name)
 	if err != nil {
@@ -85,6 +89,17 @@ func (k *Keyring) CheckRollback(ctx context.Context, gate Gate) error {
 		return nil
 	}
 	return k.guard.check(ctx, gate)
+}
+
+// RolledBack returns the *RollbackError that CheckRollback found, else nil. It does not block.
+func (k *Keyring) RolledBack() error {
+	if k.guard == nil {
+		return nil
+	}
+	if v := k.guard.verdict.Load(); v != nil {
+		return v.err
+	}
+	return nil
 }
 
 // AcceptRollback takes the records as they are for the last ones.

@@ -115,6 +115,7 @@ func TestRollback(t *testing.T) {
 			if !errors.Is(err, ErrRollback) || !strings.Contains(err.Error(), c.found) {
 				t.Errorf("CheckRollback: %v, want %q", err, c.found)
 			}
+			wantErr(t, "RolledBack", f.RolledBack(), ErrRollback)
 			wantErr(t, "use", use(t, e, nil), ErrRollback)
 			_, err = f.Delete(ctx, nil, e.Udf)
 			wantErr(t, "Delete", err, ErrRollback)
