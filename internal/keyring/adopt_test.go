@@ -1,0 +1,98 @@
+package keyring
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+
+	"github.com/mesh-agent/mesh-agent/token"
+	"github.com/mesh-agent/mesh-agent/token/tokentest"
+)
+
+// adopting is a fake that takes over keys: the file is the name of an algorithm, and the key
+// is generated when it is first adopted.
+type adopting struct {
+	*tokentest.Fake
+	held map[string]token.Created
+}
+
+var (
+	_ token.Adopter  = adopting{}
+	_ token.Exporter = adopting{}
+)
+
+func (a adopting) Adopt(ctx context.Context, req token.AdoptRequest) (token.Created, error) {
+	if held, ok := a.held[string(req.File)]; ok {
+		return held, nil
+	}
+	alg, err := token.ParseAlgorithm(string(req.File))
+	if err != nil {
+		return token.Created{}, token.ErrBadKey
+	}
+	created, err := a.Generate(ctx, token.GenerateRequest{Algorithm: alg, Use: req.Use, Associated: req.Associated})
+	if err == nil {
+		a.held[string(req.File)] = created
+	}
+	return created, err
+}
+
+func (a adopting) Export(handle []byte) ([]byte, error) {
+	return append([]byte("file of "), handle...), nil
+}
+
+func TestAdopt(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	tpm := adopting{fakeTPM(), map[string]token.Created{}}
+	f := newRing(t, tpm, tokentest.NewFake(tokentest.FakeOptions{Name: "plain"}))
+	spec := AdoptSpec{Token: "tpm", Use: token.UseSign, Label: "old", File: []byte("P256")}
+	e, existed, err := f.Adopt(ctx, nil, spec)
+	if err != nil || existed || !e.Imported || e.Protection != token.ProtectionToken || e.Label != "old" {
+		t.Fatalf("Adopt: %+v, %v, %v", e, existed, err)
+	}
+	if err := use(t, e, nil); err != nil {
+		t.Error(err)
+	}
+	again, existed, err := f.Adopt(ctx, nil, spec)
+	if err != nil || !existed || again.Udf != e.Udf {
+		t.Errorf("second Adopt: %+v, %v, %v", again, existed, err)
+	}
+	for what, c := range map[string]struct {
+		change func(*AdoptSpec)
+		want   error
+	}{
+		"another use":                {func(s *AdoptSpec) { s.Use = token.UseSSH }, token.ErrCorrupt}, // the fake binds it
+		"no such file":               {func(s *AdoptSpec) { s.File = []byte("x") }, token.ErrBadKey},
+		"use that it cannot have":    {func(s *AdoptSpec) { s.File = []byte("X25519") }, token.ErrUnsupported},
+		"token that takes over none": {func(s *AdoptSpec) { s.Token = "plain" }, token.ErrUnsupported},
+		"unknown token":              {func(s *AdoptSpec) { s.Token = "none" }, token.ErrNotFound},
+	} {
+		s := spec
+		c.change(&s)
+		_, _, err := f.Adopt(ctx, nil, s)
+		wantErr(t, what, err, c.want)
+	}
+	if n := tpm.Calls(tokentest.OpDelete); n != 0 {
+		t.Errorf("keys that were there before were deleted %d times", n)
+	}
+	if err := use(t, f.find(t, e.Udf), nil); err != nil {
+		t.Errorf("use after refusals: %v", err)
+	}
+}
+
+func TestExport(t *testing.T) {
+	t.Parallel()
+	tpm := adopting{fakeTPM(), map[string]token.Created{}}
+	soft := tokentest.NewFake(tokentest.FakeOptions{Name: "soft", Protection: token.ProtectionSoftware})
+	f := newRing(t, tpm, soft)
+	e := f.generate(t, "tpm", token.P256, token.UseSign)
+	if file, err := f.Export(e.Udf); err != nil || !strings.HasPrefix(string(file), "file of fake-key-") {
+		t.Errorf("Export: %q, %v", file, err)
+	}
+	_, err := f.Export(f.generate(t, "soft", token.P256, token.UseSign).Udf)
+	wantErr(t, "Export of a software key", err, token.ErrUnsupported)
+	if _, err := f.Export("MAAA-AAAA-AAAA-AAAA-AAAA-AAAA-AAAA"); !errors.Is(err, token.ErrNotFound) {
+		t.Errorf("Export of no key: %v", err)
+	}
+}
