@@ -286,14 +286,14 @@ func parseShareTo(in []store.PublicKey) ([]token.PublicKey, error) {
 // signs nothing by itself.
 func checkTags(use token.Use, tags []string) error {
 	if use != token.UseSignAssertion && len(tags) != 0 {
-		return fmt.Errorf("Tags: %w: tags are for keys of use %q only", token.ErrBadRequest, string(token.UseSignAssertion))
+		return badField("Tags", fmt.Errorf("for keys of use %q only", string(token.UseSignAssertion)))
 	}
 	if len(tags) > store.MaxTags {
-		return fmt.Errorf("Tags: %w: %d tags, at most %d are possible", token.ErrBadRequest, len(tags), store.MaxTags)
+		return badField("Tags", fmt.Errorf("%d tags, at most %d are possible", len(tags), store.MaxTags))
 	}
 	for i, tag := range tags {
 		if tag == "" || len(tag) > maxTag || slices.Contains(tags[:i], tag) || strings.ContainsFunc(tag, notInTag) {
-			return fmt.Errorf("Tags: %w: %.64q, a name of letters and digits expected, once", token.ErrBadRequest, tag)
+			return badField("Tags", fmt.Errorf("%.64q, a name of letters and digits expected, once", tag))
 		}
 	}
 	return nil
