@@ -5,6 +5,7 @@ import "encoding/binary"
 // A Code is a result of PC/SC, as pcsclite.h lists them.
 type Code uint32
 
+// The results.
 const (
 	Success            Code = 0
 	InternalError      Code = 0x80100001
@@ -34,6 +35,7 @@ const (
 // A Command is a request of libpcsclite's protocol (winscard_msg.h, enum pcsc_msg_commands).
 type Command uint32
 
+// The requests.
 const (
 	CommandEstablish   Command = 0x01
 	CommandRelease     Command = 0x02
