@@ -92,11 +92,7 @@ func compareStatement(issuer, cert *x509.Certificate, h handle, public token.Pub
 	if statement.Serial != h.serial {
 		return fmt.Errorf("it is about card %d", statement.Serial)
 	}
-	key, err := x509.ParsePKIXPublicKey(cert.RawSubjectPublicKeyInfo) // cert.PublicKey is nil for X25519
-	if err != nil {
-		return err
-	}
-	stated, err := applet.PublicOf(key)
+	stated, err := certified(cert)
 	if err != nil {
 		return err
 	}

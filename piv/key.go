@@ -7,8 +7,11 @@ import (
 	"crypto/ecdsa"
 	"crypto/ed25519"
 	"crypto/rsa"
+	"encoding/asn1"
 	"errors"
 	"fmt"
+	"math/big"
+	"sync"
 	"time"
 
 	"github.com/mesh-agent/mesh-agent/keyshare"
@@ -55,7 +58,7 @@ func newKey(t *Token, h handle, req token.OpenRequest, p token.Policy) (token.Ke
 	}
 	switch standard := standard.(type) {
 	case *ecdsa.PublicKey:
-		return &ecdsaKey{k, standard}, nil
+		return newECDSAKey(k)
 	case ed25519.PublicKey:
 		return &ed25519Key{k, standard}, nil
 	case *rsa.PublicKey:
@@ -68,11 +71,11 @@ func newKey(t *Token, h handle, req token.OpenRequest, p token.Policy) (token.Ke
 }
 
 var (
-	_ token.Signer      = (*ecdsaKey)(nil)
-	_ token.Signer      = (*ed25519Key)(nil)
-	_ token.Signer      = (*rsaKey)(nil)
-	_ token.Decrypter   = (*decryptKey)(nil)
-	_ token.PointAgreer = (*agreeKey)(nil)
+	_ token.SelfVerifier = (*ecdsaKey)(nil)
+	_ token.SelfVerifier = (*ed25519Key)(nil)
+	_ token.SelfVerifier = (*rsaKey)(nil)
+	_ token.Decrypter    = (*decryptKey)(nil)
+	_ token.PointAgreer  = (*agreeKey)(nil)
 )
 
 // key is what all keys have in common. It is immutable.
@@ -206,7 +209,21 @@ func (k *key) unsupported(req token.SignRequest) error {
 // ecdsaKey is a P256 or P384 key.
 type ecdsaKey struct {
 	key
-	standard *ecdsa.PublicKey
+	curve keyshare.Curve
+	// verifier computes its tables when it is used first: keys are opened that are not used.
+	verifier func() (*keyshare.ECDSAVerifier, error)
+}
+
+func newECDSAKey(k key) (token.Key, error) {
+	curve, err := keyshare.ParseCurve(string(k.public.Algorithm))
+	if err != nil {
+		return nil, err
+	}
+	point, err := keyshare.ParsePoint(curve, k.public.Octets)
+	if err != nil {
+		return nil, err
+	}
+	return &ecdsaKey{k, curve, sync.OnceValues(func() (*keyshare.ECDSAVerifier, error) { return keyshare.NewECDSAVerifier(point) })}, nil
 }
 
 // Sign makes an ECDSA signature over a digest computed here, and verifies it before it is
@@ -219,8 +236,20 @@ func (k *ecdsaKey) Sign(ctx context.Context, req token.SignRequest) ([]byte, err
 	if err != nil {
 		return nil, fmt.Errorf("%s: sign: %w", Name(k.token.options.Serial), err)
 	}
-	block := fit(digest, (k.standard.Params().BitSize+7)/8)
-	return k.sign(ctx, req.Auth, block, func(sig []byte) bool { return ecdsa.VerifyASN1(k.standard, digest, sig) })
+	return k.sign(ctx, req.Auth, fit(digest, k.curve.ScalarLen()), func(sig []byte) bool { return k.verify(digest, sig) })
+}
+
+// VerifiesSignatures says that Sign does.
+func (k *ecdsaKey) VerifiesSignatures() {}
+
+func (k *ecdsaKey) verify(digest, signature []byte) bool {
+	var value struct{ R, S *big.Int } // RFC 3279, 2.2.3
+	rest, err := asn1.Unmarshal(signature, &value)
+	if err != nil || len(rest) != 0 || value.R.Sign() <= 0 || value.S.Sign() <= 0 {
+		return false
+	}
+	v, err := k.verifier()
+	return err == nil && v.Verify(digest, value.R.Bytes(), value.S.Bytes())
 }
 
 // fit makes a digest as long as the order: leftmost octets of a longer one (FIPS 186-5, 6.4.1),
@@ -254,6 +283,9 @@ func (k *ed25519Key) Sign(ctx context.Context, req token.SignRequest) ([]byte, e
 	return k.sign(ctx, req.Auth, req.Message, func(sig []byte) bool { return ed25519.Verify(k.standard, req.Message, sig) })
 }
 
+// VerifiesSignatures says that Sign does.
+func (k *ed25519Key) VerifiesSignatures() {}
+
 // rsaKey is an RSA key that signs.
 type rsaKey struct {
 	key
@@ -285,6 +317,9 @@ func (k *rsaKey) Sign(ctx context.Context, req token.SignRequest) ([]byte, error
 	}
 	return k.sign(ctx, req.Auth, block, right)
 }
+
+// VerifiesSignatures says that Sign does.
+func (k *rsaKey) VerifiesSignatures() {}
 
 // decryptKey is an RSA key that decrypts.
 type decryptKey struct {

@@ -129,17 +129,26 @@ func (s *session) lookWithoutMetadata(ctx context.Context, slot applet.Slot) (ap
 	if err != nil {
 		return applet.Metadata{}, err
 	}
-	public, err := applet.PublicOf(cert.PublicKey)
+	public, err := certified(cert)
 	return applet.Metadata{Public: public, Policy: slotPolicy(slot)}, err
 }
 
 func metadataOf(cert *x509.Certificate) (applet.Metadata, error) {
-	public, err := applet.PublicOf(cert.PublicKey)
+	public, err := certified(cert)
 	if err != nil {
 		return applet.Metadata{}, err
 	}
 	statement, err := applet.ParseStatement(cert)
 	return applet.Metadata{Public: public, Policy: statement.Policy, Generated: true}, err
+}
+
+// certified returns the public key of a certificate. cert.PublicKey would be nil for X25519.
+func certified(cert *x509.Certificate) (token.PublicKey, error) {
+	key, err := x509.ParsePKIXPublicKey(cert.RawSubjectPublicKeyInfo)
+	if err != nil {
+		return token.PublicKey{}, fmt.Errorf("certificate: %w: %w", apdu.ErrMalformed, err)
+	}
+	return applet.PublicOf(key)
 }
 
 // slotPolicy is what the standard has for a slot (SP 800-73-4 Part 1, Table 4b).
