@@ -50,3 +50,12 @@ func TestVerdict(t *testing.T) {
 		}
 	}
 }
+
+func TestPINCredential(t *testing.T) {
+	t.Parallel()
+	for name, want := range map[string]string{"tpm": "tpm-pin", "piv:12345678": "piv-12345678-pin", "pkcs11:token=a%20b": "pkcs11-token-a-20b-pin"} {
+		if got := pinCredential(name); got != want {
+			t.Errorf("%s: %q, want %q", name, got, want)
+		}
+	}
+}

@@ -69,6 +69,13 @@ func (a *app) openTokens(ctx context.Context, s settings, log *slog.Logger) (tok
 		}
 		tokens = append(tokens, t)
 	}
+	for _, t := range tokens {
+		if u, ok := t.(unlocker); ok {
+			if err := a.unlockAtStart(ctx, u, log); err != nil {
+				return tokens, err
+			}
+		}
+	}
 	return tokens, nil
 }
 
@@ -87,14 +94,28 @@ func (a *app) openTPM(ctx context.Context, s settings, log *slog.Logger) (*tpm.T
 	case token.StateReplaced:
 		log.Warn("the TPM is another one, was cleared, or something is between", "device", s.tpm.device)
 	}
-	if err := a.unlockAtStart(ctx, t, log); err != nil {
-		return nil, errors.Join(err, t.Close())
-	}
 	return t, nil
 }
 
-// unlockAtStart presents the PIN that systemd passes as the credential NAME-pin, if it does and
-// the token waits for one. It is presented once: what a token refuses is not worth
+// unlocker is a token that waits for its PIN.
+type unlocker interface {
+	token.Token
+	token.Unlocker
+}
+
+// pinCredential is the name of the credential with a token's PIN: that of the token, in the
+// characters that credentials may have, and -pin.
+func pinCredential(name string) string {
+	return strings.Map(func(c rune) rune {
+		if 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || c == '.' || c == '_' {
+			return c
+		}
+		return '-'
+	}, name) + "-pin"
+}
+
+// unlockAtStart presents the PIN that systemd passes as a credential, if it does and the
+// token waits for one. It is presented once: what a token refuses is not worth
 // another try, and the other tokens work without it.
 func (a *app) unlockAtStart(ctx context.Context, t interface {
 	token.Token
