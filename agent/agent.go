@@ -14,6 +14,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/mesh-agent/mesh-agent/internal/devicestate"
 	"github.com/mesh-agent/mesh-agent/internal/keyring"
 	"github.com/mesh-agent/mesh-agent/internal/peercred"
 	"github.com/mesh-agent/mesh-agent/internal/policy"
@@ -23,6 +24,9 @@ import (
 type Config struct {
 	// Keyring holds the keys. Its owner closes it, after Serve has returned.
 	Keyring *keyring.Keyring
+	// Device keeps the device's Mesh identity and the accounts that this agent administers;
+	// nil keeps none. Its owner closes it as Keyring.
+	Device *devicestate.Folder
 	// Logger takes messages for the administrator; nil discards them. No secret is ever
 	// given to it.
 	Logger *slog.Logger
@@ -78,6 +82,9 @@ type Agent struct {
 	creds   credentialFunc
 	sshKeys atomic.Pointer[identities]
 
+	deviceTurn chan struct{}                   // holds one value while a message about the device is answered
+	inside     atomic.Pointer[map[string]bool] // see keptInside
+
 	gates    map[string]*gate // by token name; the set is fixed
 	memory   *gate            // of keys that a token sealed, which are used in memory
 	parallel int              // operations that the widest token runs at once
@@ -94,10 +101,13 @@ func New(config Config) *Agent {
 		uid:     uint32(os.Geteuid()),
 		creds:   peercred.Of,
 		gates:   make(map[string]*gate),
+
+		deviceTurn: make(chan struct{}, 1),
 	}
 	if a.log == nil {
 		a.log = slog.New(slog.DiscardHandler)
 	}
+	a.loadInside()
 	a.policy = policy.Owner(a.uid)
 	a.memory = newGate(runtime.GOMAXPROCS(0), a.limits.Queue)
 	for _, t := range a.ring.Tokens() {

@@ -50,9 +50,11 @@ func (r *request) meshMessage(ctx context.Context, contents []byte) (reply []byt
 	if err != nil {
 		return nil, false
 	}
-	for _, m := range messages {
-		if m.request == tag {
-			return r.respond(ctx, m, body), true
+	for _, known := range [][]message{messages[:], deviceMessages[:]} {
+		for _, m := range known {
+			if m.request == tag {
+				return r.respond(ctx, m, body), true
+			}
 		}
 	}
 	return nil, false

@@ -30,6 +30,8 @@ var operations = [...]operation{
 	{mesh.TagOperationGenerate, mesh.TagResultGenerate, (*request).generate},
 	{mesh.TagOperationShare, mesh.TagResultShare, (*request).share},
 	{mesh.TagOperationDecrypt, mesh.TagResultDecrypt, (*request).decrypt},
+	{mesh.TagOperationSignEnvelope, mesh.TagResultSignEnvelope, (*request).signEnvelope},
+	{mesh.TagOperationAuthenticate, mesh.TagResultAuthenticate, (*request).authenticate},
 }
 
 // operateRequest is mesh.OperateRequest with operations undecoded, so that a malformed one
@@ -453,6 +455,9 @@ func points(key *keyring.Entry, given []mesh.PublicParameters) ([]*keyshare.Poin
 // unwrap opens a recipient entry: agreement, the partial ones added, key wrap undone. The
 // caller wipes the seed.
 func (r *request) unwrap(ctx context.Context, key grant, to mesh.DecryptRecipient, partials []*keyshare.Point, info string) ([]byte, error) {
+	if r.keptInside(to.EphemeralKey) {
+		return nil, forbidden("use", "the entry is that of an activation, which opens inside the agent only")
+	}
 	ephemeral, err := point(key.Entry, "Recipient", to.EphemeralKey)
 	if err != nil {
 		return nil, err

@@ -88,6 +88,8 @@ var replyTypes = map[string]func() any{
 	mesh.TagResultGenerate:         func() any { return new(mesh.ResultGenerate) },
 	mesh.TagResultShare:            func() any { return new(mesh.ResultShare) },
 	mesh.TagResult:                 func() any { return new(mesh.Failure) },
+	mesh.TagResultSignEnvelope:     func() any { return new(mesh.ResultSignEnvelope) },
+	mesh.TagResultAuthenticate:     func() any { return new(mesh.ResultAuthenticate) },
 
 	mesh.TagAttestIdentifyResponse: func() any { return new(mesh.AttestIdentifyResponse) },
 	mesh.TagAttestAnswerResponse:   func() any { return new(mesh.AttestAnswerResponse) },
@@ -135,7 +137,7 @@ func TestProtocolPageIsComplete(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, m := range messages {
+	for _, m := range append(messages[:], deviceMessages[:]...) {
 		if !strings.Contains(string(page), m.request) {
 			t.Errorf("%s is not documented", m.request)
 		}

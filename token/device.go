@@ -84,3 +84,10 @@ type Counter interface {
 	// the new value. Devices wear: it is for changes of the set of keys, not for operations.
 	IncrementCounter(ctx context.Context) (uint64, error)
 }
+
+// RandomSource is a Token that gives randomness of its own, to be mixed with that of the
+// operating system where keys are made outside of it.
+type RandomSource interface {
+	// Random returns n octets, at most 64. The caller wipes them. Errors: ErrAbsent, ErrReplaced.
+	Random(ctx context.Context, n int) ([]byte, error)
+}

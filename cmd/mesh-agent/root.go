@@ -31,6 +31,8 @@ func newRootCommand(a *app) *cobra.Command {
 		newEncryptCommand(a),
 		newShareCommand(a),
 		newAttestCommand(a),
+		newDeviceCommand(a),
+		newAccountCommand(a),
 		newHelperCommand(),
 	)
 	root.Long = `mesh-agent guards the private keys of one device. Keys live in tokens: a TPM 2.0, or

@@ -13,6 +13,7 @@ import (
 
 	"github.com/mesh-agent/mesh-agent/agent"
 	"github.com/mesh-agent/mesh-agent/internal/config"
+	"github.com/mesh-agent/mesh-agent/internal/devicestate"
 	"github.com/mesh-agent/mesh-agent/internal/keyring"
 	"github.com/mesh-agent/mesh-agent/internal/store"
 	"github.com/mesh-agent/mesh-agent/softkey"
@@ -140,6 +141,11 @@ func (a *app) serve(ctx context.Context, s settings) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, ring.Close()) }()
+	identity, err := devicestate.Open(filepath.Join(s.state, "device"))
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, identity.Close()) }()
 	listeners, err := a.sockets(s.sshSocket)
 	if err != nil {
 		return err
@@ -148,6 +154,7 @@ func (a *app) serve(ctx context.Context, s settings) (err error) {
 
 	server := agent.New(agent.Config{
 		Keyring:   ring,
+		Device:    identity,
 		Logger:    log,
 		Build:     build(),
 		Socket:    address(listeners.mesh),

@@ -135,10 +135,12 @@ type Nonce struct {
 
 // Connected is a device that was connected.
 type Connected struct {
-	Udf     string
-	Roles   []string         `json:",omitzero"`
-	Entry   strictjson.Value // CatalogedDevice
-	Revoked bool             `json:",omitzero"`
+	Udf   string
+	Roles []string         `json:",omitzero"`
+	Entry strictjson.Value // CatalogedDevice
+	// Encryption is the public KeyData of its combined key.
+	Encryption strictjson.Value `json:",omitzero"`
+	Revoked    bool             `json:",omitzero"`
 	// Revocation is the signed statement, of a revoked one.
 	Revocation strictjson.Value `json:",omitzero"`
 }

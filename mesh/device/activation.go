@@ -254,6 +254,23 @@ type namedKey struct {
 	key  *mesh.KeyData
 }
 
+// NamedKey is one of the keys of an AccountActivation: its member's name, or its store's.
+type NamedKey struct {
+	Name string
+	Key  *mesh.KeyData
+}
+
+// Named returns the keys that were granted.
+func (a *AccountActivation) Named() []NamedKey {
+	var out []NamedKey
+	for _, k := range a.keys() {
+		if k.key != nil {
+			out = append(out, NamedKey{k.name, k.key})
+		}
+	}
+	return out
+}
+
 func (a *AccountActivation) keys() []namedKey {
 	keys := []namedKey{
 		{"ProfileSignature", a.Profile}, {"AdministratorSignature", a.Administrator}, {"Encryption", a.Encryption},

@@ -1,0 +1,383 @@
+package agent
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/mesh-agent/mesh-agent/internal/devicestate"
+	"github.com/mesh-agent/mesh-agent/internal/strictjson"
+	"github.com/mesh-agent/mesh-agent/mesh"
+	"github.com/mesh-agent/mesh-agent/mesh/device"
+	"github.com/mesh-agent/mesh-agent/token"
+)
+
+// administered is an account of which this agent is an administrator.
+type administered struct {
+	*devicestate.Account
+	profile *device.ProfileUser
+}
+
+// account returns the account of a name or address; with neither, the only one.
+func (r *request) account(name string) (*administered, error) {
+	all, err := r.config.Device.Accounts()
+	if err != nil {
+		return nil, err
+	}
+	if name != "" {
+		all = slices.DeleteFunc(all, func(a *devicestate.Account) bool {
+			return !sameName(a.Udf, name) && !strings.EqualFold(a.Address, name)
+		})
+	}
+	switch {
+	case len(all) == 0 && name == "":
+		return nil, &failure{statusNotFound, "Account: there is none, see account init"}
+	case len(all) == 0:
+		return nil, &failure{statusNotFound, "Account: this agent administers no such account"}
+	case len(all) > 1:
+		return nil, malformed("Account", "there are several, name one by its UDF")
+	}
+	e, err := mesh.ParseEnvelope(all[0].Profile)
+	if err != nil {
+		return nil, fmt.Errorf("account profile: %w", err)
+	}
+	p, err := device.ParseProfileUser(e, time.Now())
+	if err != nil {
+		return nil, fmt.Errorf("account profile: %w", err)
+	}
+	return &administered{all[0], p}, nil
+}
+
+// open decrypts what was encrypted to the account's key of use seal. The caller wipes it.
+func (r *request) open(ctx context.Context, a *devicestate.Account, text strictjson.Value) ([]byte, error) {
+	key, err := r.ownNamed(a.Seal)
+	if err != nil {
+		return nil, err
+	}
+	e, err := mesh.ParseEnvelope(text)
+	if err != nil {
+		return nil, err
+	}
+	plaintext, err := e.Decrypt(ctx, key)
+	if errors.Is(err, token.ErrDecrypt) || errors.Is(err, mesh.ErrNotRecipient) {
+		return nil, fmt.Errorf("account %s: what is sealed does not open: %w", a.Udf, token.ErrCorrupt)
+	}
+	return plaintext, err
+}
+
+// seed opens the account's seed, which the caller wipes.
+func (r *request) seed(ctx context.Context, a *devicestate.Account) (*mesh.Seed, error) {
+	text, err := r.open(ctx, a, a.Seed)
+	if err != nil {
+		return nil, err
+	}
+	defer clear(text)
+	return mesh.ParseSeed(string(text))
+}
+
+// seal encrypts to the account's key of use seal.
+func sealTo(key token.PublicKey, plaintext []byte) (strictjson.Value, error) {
+	e, err := mesh.EncryptOptions{Encryption: mesh.A256GCM}.Encrypt(rand.Reader, plaintext, key)
+	if err != nil {
+		return nil, err
+	}
+	return e.Marshal()
+}
+
+// accountInit answers AccountInitRequest.
+func (r *request) accountInit(ctx context.Context, body strictjson.Value) ([]byte, error) {
+	var req mesh.AccountInitRequest
+	defer func() {
+		for _, share := range req.Recover {
+			clear(share)
+		}
+	}()
+	done, err := r.beginDevice(ctx, mesh.TagAccountInitRequest, body, &req)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	home, source, err := r.accountHome(req.Home)
+	if err != nil {
+		return nil, err
+	}
+	seed, spec, profile, err := r.accountSeed(ctx, req, source)
+	if err != nil {
+		return nil, err
+	}
+	defer seed.Wipe()
+	var shares []string
+	if req.Recover == nil {
+		if shares, err = splitSeed(seed, req.Shares, req.Threshold); err != nil {
+			return nil, err
+		}
+	}
+	if profile == nil {
+		if profile, err = makeProfileUser(ctx, seed, *spec); err != nil {
+			return nil, err
+		}
+	}
+	made, err := r.adoptAccount(ctx, home, seed, profile)
+	if err != nil {
+		return nil, err
+	}
+	response := mesh.AccountInitResponse{Reply: accepted, Account: r.describeAccount(made)}
+	for _, s := range shares {
+		response.Shares = append(response.Shares, []byte(s))
+	}
+	return strictjson.Marshal(response)
+}
+
+// accountHome settles where the account's keys go: into software, or sealed by a token.
+func (r *request) accountHome(in mesh.Home) (home devicestate.Home, source token.Token, err error) {
+	if in.PCRs != "" || in.Touch != "" {
+		return home, nil, malformed("PCRs", "neither PCRs nor Touch for an account")
+	}
+	name, seal, err := r.parsePlace(in)
+	if err != nil {
+		return home, nil, err
+	}
+	if _, err := parsePolicy(in); err != nil {
+		return home, nil, err
+	}
+	t, err := r.ring.Token(name)
+	if err != nil {
+		return home, nil, err
+	}
+	home.PIN = in.PIN
+	if home.SealTo = name; !seal && t.Info().Protection == token.ProtectionSoftware {
+		home.Token, home.SealTo = name, ""
+	}
+	return home, t, nil
+}
+
+// accountSeed draws a new seed with the spec of a profile to be made, or recovers one. Of an
+// account that exists the profile is returned.
+func (r *request) accountSeed(ctx context.Context, req mesh.AccountInitRequest, source token.Token) (*mesh.Seed, *device.AccountSpec, *device.ProfileUser, error) {
+	g := mesh.G1
+	var err error
+	if req.Generation != "" {
+		if g, err = mesh.ParseGeneration(req.Generation); err != nil {
+			return nil, nil, nil, malformed("Generation", `"g1" or "g2" expected`)
+		}
+	}
+	if req.Recover != nil {
+		return recoverAccount(req, g)
+	}
+	if req.Profile != nil {
+		return nil, nil, nil, malformed("Profile", "only with Recover")
+	}
+	if err := checkAddress(req.Address); err != nil {
+		return nil, nil, nil, malformed("Address", "an address such as alice@example.com expected")
+	}
+	seed, err := freshSeed(ctx, source, mesh.SeedProfileAccount)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	spec, err := device.NewAccountSpec(seed, g)
+	if err != nil {
+		seed.Wipe()
+		return nil, nil, nil, err
+	}
+	spec.Address = req.Address
+	return seed, spec, nil, nil
+}
+
+// recoverAccount recovers the seed of an account that exists, and its profile if that is given.
+func recoverAccount(req mesh.AccountInitRequest, g mesh.Generation) (*mesh.Seed, *device.AccountSpec, *device.ProfileUser, error) {
+	texts := make([]string, len(req.Recover))
+	for i, s := range req.Recover {
+		texts[i] = strings.TrimSpace(string(s))
+	}
+	seed, err := device.RecoverSeed(texts...)
+	if err != nil {
+		return nil, nil, nil, malformed("Recover", "%v", err)
+	}
+	var profile *device.ProfileUser
+	if req.Profile != nil {
+		e, err := mesh.ParseEnvelope(req.Profile)
+		if err == nil {
+			profile, err = device.ParseProfileUser(e, time.Now())
+		}
+		if err != nil {
+			seed.Wipe()
+			return nil, nil, nil, malformed("Profile", "%v", err)
+		}
+		g = profile.Generation
+	}
+	spec, err := device.NewAccountSpec(seed, g)
+	switch {
+	case err != nil:
+		err = malformed("Recover", "%v", err)
+	case profile != nil && !spec.Administrator.Equal(profile.Administrator):
+		err = malformed("Profile", "the shares are those of another account")
+	case profile == nil && checkAddress(req.Address) != nil:
+		err = malformed("Address", "an address such as alice@example.com, or the Profile, expected")
+	}
+	if err != nil {
+		seed.Wipe()
+		return nil, nil, nil, err
+	}
+	spec.Address = req.Address
+	return seed, spec, profile, nil
+}
+
+// splitSeed makes the shares of the escrow.
+func splitSeed(seed *mesh.Seed, n, threshold int) ([]string, error) {
+	if n == 0 && threshold == 0 {
+		n, threshold = 3, 2
+	}
+	if n < 2 || n > 15 || threshold < 2 || threshold > n {
+		return nil, malformed("Shares", "2 to 15, of which 2 or more are needed, expected")
+	}
+	return device.SplitSeed(rand.Reader, seed, threshold, n)
+}
+
+// makeProfileUser has the root key, which exists only meanwhile, sign the profile.
+func makeProfileUser(ctx context.Context, seed *mesh.Seed, spec device.AccountSpec) (*device.ProfileUser, error) {
+	private, err := device.AccountKey(seed, device.Profiling, "", spec.Generation)
+	if err != nil {
+		return nil, err
+	}
+	defer private.Wipe()
+	root, err := mesh.NewLocalKey(private)
+	if err != nil {
+		return nil, err
+	}
+	defer root.Wipe()
+	return device.NewProfileUser(ctx, root, spec)
+}
+
+// adoptAccount makes the keys of an account from its seed, and keeps the seed, encrypted to a
+// key that opens it inside the agent only. An account that is held already stays as it is.
+func (r *request) adoptAccount(ctx context.Context, home devicestate.Home, seed *mesh.Seed, profile *device.ProfileUser) (*devicestate.Account, error) {
+	held, err := r.account(profile.Name())
+	var missing *failure
+	if err == nil {
+		return held.Account, nil
+	} else if !errors.As(err, &missing) || missing.status != statusNotFound {
+		return nil, err
+	}
+	m := &maker{r: r, home: home}
+	a, err := r.makeAccount(ctx, m, seed, profile)
+	if err == nil {
+		err = r.config.Device.PutAccount(a)
+	}
+	if err != nil {
+		return nil, errors.Join(err, m.undo(ctx))
+	}
+	return a, nil
+}
+
+func (r *request) makeAccount(ctx context.Context, m *maker, seed *mesh.Seed, profile *device.ProfileUser) (*devicestate.Account, error) {
+	keys, err := device.NewAccountActivation(seed, device.Rights{Administer: true, Common: true}, profile.Generation)
+	if err != nil {
+		return nil, err
+	}
+	defer keys.Wipe()
+	if pub, err := keys.Administrator.PublicKey(); err != nil || !pub.Equal(profile.Administrator) {
+		return nil, malformed("Profile", "the administrator's key is not that of the seed")
+	}
+	name := profile.Name()
+	for _, k := range keys.Named() {
+		use, ok := accountUses[k.Name]
+		if !ok {
+			use = token.UseDecrypt
+		}
+		w := wish{name: k.Name, label: profile.Address + " " + k.Name, use: use, tags: tagsOf(k.Name)}
+		if _, err := r.takeKey(ctx, m, w, k.Key); err != nil {
+			return nil, err
+		}
+	}
+	seal, err := m.draw(ctx, token.X25519, wish{name: "Seal", label: profile.Address + " seal", use: token.UseSeal})
+	if err != nil {
+		return nil, err
+	}
+	text := []byte(seed.Text())
+	defer clear(text)
+	sealed, err := sealTo(seal.Public, text)
+	if err != nil {
+		return nil, err
+	}
+	envelope, err := profile.Envelope.Marshal()
+	if err != nil {
+		return nil, err
+	}
+	return &devicestate.Account{
+		Generation: profile.Generation.String(), Udf: name, Address: profile.Address, Profile: envelope,
+		Home: m.home, Keys: m.made, Seal: seal.Udf, Seed: sealed,
+	}, nil
+}
+
+func (r *request) describeAccount(a *devicestate.Account) *mesh.AccountInfo {
+	info := &mesh.AccountInfo{
+		AccountName: mesh.AccountName{Udf: a.Udf, Address: a.Address}, Generation: a.Generation, Profile: a.Profile, Keys: r.namedKeys(a.Keys),
+	}
+	for _, d := range a.Devices {
+		info.Devices = append(info.Devices, mesh.AccountDevice{Udf: d.Udf, Roles: d.Roles, Revoked: d.Revoked, Encryption: d.Encryption})
+	}
+	return info
+}
+
+// accountList answers AccountListRequest.
+func (r *request) accountList(ctx context.Context, body strictjson.Value) ([]byte, error) {
+	var req mesh.AccountListRequest
+	done, err := r.beginDevice(ctx, mesh.TagAccountListRequest, body, &req)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	response := mesh.AccountListResponse{Reply: accepted}
+	if req.Account == "" {
+		all, err := r.config.Device.Accounts()
+		if err != nil {
+			return nil, err
+		}
+		for _, a := range all {
+			response.Accounts = append(response.Accounts, *r.describeAccount(a))
+		}
+		return strictjson.Marshal(response)
+	}
+	a, err := r.account(req.Account)
+	if err != nil {
+		return nil, err
+	}
+	info := r.describeAccount(a.Account)
+	for i, d := range a.Devices {
+		info.Devices[i].Entry = d.Entry
+	}
+	response.Accounts = []mesh.AccountInfo{*info}
+	return strictjson.Marshal(response)
+}
+
+// accountEscrow answers AccountEscrowRequest.
+func (r *request) accountEscrow(ctx context.Context, body strictjson.Value) ([]byte, error) {
+	var req mesh.AccountEscrowRequest
+	done, err := r.beginDevice(ctx, mesh.TagAccountEscrowRequest, body, &req)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	a, err := r.account(req.Account)
+	if err != nil {
+		return nil, err
+	}
+	seed, err := r.seed(ctx, a.Account)
+	if err != nil {
+		return nil, err
+	}
+	defer seed.Wipe()
+	shares, err := splitSeed(seed, req.Shares, req.Threshold)
+	if err != nil {
+		return nil, err
+	}
+	response := mesh.AccountInitResponse{Reply: accepted, Account: r.describeAccount(a.Account)}
+	for _, s := range shares {
+		response.Shares = append(response.Shares, []byte(s))
+	}
+	return strictjson.Marshal(response)
+}

@@ -1,0 +1,318 @@
+package agent
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"slices"
+	"time"
+
+	"github.com/mesh-agent/mesh-agent/internal/devicestate"
+	"github.com/mesh-agent/mesh-agent/internal/strictjson"
+	"github.com/mesh-agent/mesh-agent/mesh"
+	"github.com/mesh-agent/mesh-agent/mesh/device"
+)
+
+// Bounds of what an account remembers; the oldest is forgotten.
+const (
+	maxPINs     = 64
+	maxNonces   = 64
+	maxAnswered = 4096
+	pinHours    = 24
+)
+
+// accountPIN answers AccountPINRequest.
+func (r *request) accountPIN(ctx context.Context, body strictjson.Value) ([]byte, error) {
+	var req mesh.AccountPINRequest
+	done, err := r.beginDevice(ctx, mesh.TagAccountPINRequest, body, &req)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	if req.Hours == 0 {
+		req.Hours = pinHours
+	}
+	if req.Hours < 0 || req.Hours > 24*366 {
+		return nil, malformed("Hours", "up to a year expected")
+	}
+	a, err := r.account(req.Account)
+	if err != nil {
+		return nil, err
+	}
+	pin, err := device.GeneratePIN(rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	id, err := device.PinID(pin, a.Address)
+	if err != nil {
+		return nil, err
+	}
+	seal, err := r.ownNamed(a.Seal)
+	if err != nil {
+		return nil, err
+	}
+	text, err := sealTo(seal.Public(), []byte(pin))
+	if err != nil {
+		return nil, err
+	}
+	a.PINs = slices.DeleteFunc(a.PINs, func(p devicestate.PIN) bool { return time.Now().After(p.Expires) })
+	a.PINs = append(a.PINs, devicestate.PIN{ID: id, Text: text, Expires: time.Now().Add(time.Duration(req.Hours) * time.Hour).UTC().Truncate(time.Second)})
+	a.PINs = last(a.PINs, maxPINs)
+	if err := r.config.Device.PutAccount(a.Account); err != nil {
+		return nil, err
+	}
+	return strictjson.Marshal(mesh.AccountPINResponse{Reply: accepted, PIN: []byte(pin), Account: mesh.AccountName{Udf: a.Udf, Address: a.Address}})
+}
+
+func last[T any](list []T, n int) []T { return list[max(0, len(list)-n):] }
+
+// accountAcknowledge answers AccountAcknowledgeRequest.
+func (r *request) accountAcknowledge(ctx context.Context, body strictjson.Value) ([]byte, error) {
+	var req mesh.AccountAcknowledgeRequest
+	done, err := r.beginDevice(ctx, mesh.TagAccountAcknowledgeRequest, body, &req)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	a, ask, err := r.connection(req.Account, req.Request)
+	if err != nil {
+		return nil, err
+	}
+	acknowledged, err := device.NewAcknowledgeConnection(rand.Reader, ask, a.profile)
+	if err != nil {
+		return nil, err
+	}
+	text, err := acknowledged.Marshal()
+	if err != nil {
+		return nil, err
+	}
+	e := &mesh.Envelope{Body: text}
+	envelope, err := e.Marshal()
+	if err != nil {
+		return nil, err
+	}
+	answer, err := strictjson.Marshal(map[string]connectResponse{"ConnectResponse": {
+		EnvelopedAcknowledgeConnection: envelope, EnvelopedProfileAccount: a.Profile,
+	}})
+	if err != nil {
+		return nil, err
+	}
+	a.Acknowledged = last(append(a.Acknowledged, devicestate.Nonce{MessageID: ask.MessageID, Nonce: acknowledged.ServerNonce}), maxNonces)
+	if err := r.config.Device.PutAccount(a.Account); err != nil {
+		return nil, err
+	}
+	return strictjson.Marshal(mesh.AccountAcknowledgeResponse{
+		Reply: accepted, ConnectResponse: answer, Witness: acknowledged.Witness, Device: ask.Profile.Name(),
+	})
+}
+
+// connection reads a device's request to an account.
+func (r *request) connection(account string, text strictjson.Value) (*administered, *device.RequestConnection, error) {
+	ask, err := device.ParseRequestConnection(text, time.Now())
+	if err != nil {
+		return nil, nil, malformed("Request", "%v", err)
+	}
+	if account == "" {
+		account = ask.Account
+	}
+	a, err := r.account(account)
+	if err != nil {
+		return nil, nil, err
+	}
+	if slices.Contains(a.Answered, ask.MessageID) {
+		return nil, nil, &failure{statusState, "Request: it was answered already"}
+	}
+	return a, ask, nil
+}
+
+// accountConnect answers AccountConnectRequest.
+func (r *request) accountConnect(ctx context.Context, body strictjson.Value) ([]byte, error) {
+	var req mesh.AccountConnectRequest
+	done, err := r.beginDevice(ctx, mesh.TagAccountConnectRequest, body, &req)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	a, ask, err := r.connection(req.Account, req.Request)
+	if err != nil {
+		return nil, err
+	}
+	if err := r.approve(ctx, a, ask, req); err != nil {
+		return nil, err
+	}
+	entry, response, err := r.connect(ctx, a, ask, req)
+	if err != nil {
+		return nil, err
+	}
+	text, err := entry.Marshal()
+	if err != nil {
+		return nil, err
+	}
+	encryption, err := encryptionKey(entry, a)
+	if err != nil {
+		return nil, err
+	}
+	made := devicestate.Connected{Udf: ask.Profile.Name(), Roles: req.Roles, Entry: text, Encryption: encryption}
+	a.Devices = append(slices.DeleteFunc(a.Devices, func(d devicestate.Connected) bool { return d.Udf == made.Udf }), made)
+	a.Answered = last(append(a.Answered, ask.MessageID), maxAnswered)
+	if err := r.config.Device.PutAccount(a.Account); err != nil {
+		return nil, err
+	}
+	return strictjson.Marshal(mesh.AccountConnectResponse{Reply: accepted, Response: response, CatalogedDevice: text})
+}
+
+// encryptionKey is the combined key of an entry that this agent has made.
+func encryptionKey(entry *device.CatalogedDevice, a *administered) (strictjson.Value, error) {
+	c, err := device.ParseConnection(entry.ConnectionDevice, a.profile.Generation, time.Now())
+	if err != nil {
+		return nil, err
+	}
+	return mesh.MarshalKeyDataPublic(*c.Encryption, a.profile.Generation), nil
+}
+
+// approve wants to know that the request is that of the device which the administrator means:
+// by a PIN, which is then used up, by the witness, or by the device's name.
+func (r *request) approve(ctx context.Context, a *administered, ask *device.RequestConnection, req mesh.AccountConnectRequest) error {
+	switch {
+	case req.Device != "":
+		name, err := checkName("Device", req.Device)
+		if err != nil {
+			return err
+		}
+		if !ask.Profile.Is(name) {
+			return &failure{statusForbidden, "policy: the request is that of device " + ask.Profile.Name()}
+		}
+		return nil
+	case req.Witness != "":
+		for _, n := range a.Acknowledged {
+			if n.MessageID == ask.MessageID && sameWitness(req.Witness, ask.Witness(a.profile, n.Nonce)) {
+				return nil
+			}
+		}
+		return &failure{statusForbidden, "policy: the witness is not that of this request"}
+	case ask.PinID == "":
+		return &failure{statusForbidden, "policy: the request proves no PIN; compare the witness, or the device's UDF"}
+	}
+	return r.redeem(ctx, a, ask)
+}
+
+// redeem checks a request's proof of a PIN. A PIN is used up by the first attempt with its
+// name, right or wrong.
+func (r *request) redeem(ctx context.Context, a *administered, ask *device.RequestConnection) error {
+	i := slices.IndexFunc(a.PINs, func(p devicestate.PIN) bool { return p.ID == ask.PinID && time.Now().Before(p.Expires) })
+	if i < 0 {
+		return &failure{statusForbidden, "policy: the PIN of the request is not one that waits: unknown, used or expired"}
+	}
+	text := a.PINs[i].Text
+	pin, err := r.open(ctx, a.Account, text)
+	if err != nil {
+		return err
+	}
+	defer clear(pin)
+	a.PINs = slices.Delete(a.PINs, i, i+1)
+	if err := r.config.Device.PutAccount(a.Account); err != nil {
+		return err
+	}
+	if err := ask.CheckPIN(string(pin), a.Address); err != nil {
+		if errors.Is(err, device.ErrPIN) {
+			return &failure{statusForbidden, "policy: the request does not prove the PIN"}
+		}
+		return err
+	}
+	return nil
+}
+
+// sameWitness compares what a person read with a witness, in any case, with or without dashes.
+func sameWitness(read, witness string) bool {
+	x, errX := mesh.NormalizeKeyID(read)
+	y, errY := mesh.NormalizeKeyID(witness)
+	return errX == nil && errY == nil && x == y
+}
+
+// connector signs with the account's administrator key.
+func (r *request) connector(a *administered) (device.Connector, error) {
+	key, err := r.own(a.profile.Administrator)
+	return device.Connector{Account: a.profile, Administrator: key}, err
+}
+
+// connect makes the entry and the answer.
+func (r *request) connect(ctx context.Context, a *administered, ask *device.RequestConnection, req mesh.AccountConnectRequest) (*device.CatalogedDevice, strictjson.Value, error) {
+	if ask.Profile.Generation != a.profile.Generation {
+		return nil, nil, malformed("Request", "the device is of generation %v, the account of %v", ask.Profile.Generation, a.profile.Generation)
+	}
+	seed, err := r.seed(ctx, a.Account)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer seed.Wipe()
+	keys, err := device.NewAccountActivation(seed, device.Rights{
+		Super: req.Super, Administer: req.Administer, Common: !req.NoCommon, Stores: req.Stores,
+	}, a.profile.Generation)
+	if err != nil {
+		return nil, nil, malformed("Stores", "%v", err)
+	}
+	defer keys.Wipe()
+	c, err := r.connector(a)
+	if err != nil {
+		return nil, nil, err
+	}
+	entry, err := c.Connect(ctx, device.Grant{Device: ask.Profile, Roles: req.Roles, Keys: keys})
+	if err != nil {
+		return nil, nil, err
+	}
+	answer, err := c.Respond(ctx, ask.Profile, ask.MessageID, entry)
+	if err != nil {
+		return nil, nil, err
+	}
+	text, err := answer.Marshal()
+	return entry, text, err
+}
+
+// accountRevoke answers AccountRevokeRequest. Revoking again gives the same statement.
+func (r *request) accountRevoke(ctx context.Context, body strictjson.Value) ([]byte, error) {
+	var req mesh.AccountRevokeRequest
+	done, err := r.beginDevice(ctx, mesh.TagAccountRevokeRequest, body, &req)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	name, err := checkName("Device", req.Device)
+	if err != nil {
+		return nil, err
+	}
+	a, err := r.account(req.Account)
+	if err != nil {
+		return nil, err
+	}
+	i := slices.IndexFunc(a.Devices, func(d devicestate.Connected) bool { return sameName(d.Udf, name) })
+	if i < 0 {
+		return nil, &failure{statusNotFound, "Device: it is not connected to this account"}
+	}
+	d := &a.Devices[i]
+	if !d.Revoked {
+		if err := r.revoke(ctx, a, d); err != nil {
+			return nil, err
+		}
+	}
+	return strictjson.Marshal(mesh.AccountRevokeResponse{Reply: accepted, Revocation: d.Revocation})
+}
+
+func (r *request) revoke(ctx context.Context, a *administered, d *devicestate.Connected) error {
+	entry, err := device.ParseCatalogedDevice(d.Entry)
+	if err != nil {
+		return err
+	}
+	c, err := r.connector(a)
+	if err != nil {
+		return err
+	}
+	e, err := c.Revoke(ctx, entry)
+	if err != nil {
+		return err
+	}
+	if d.Revocation, err = e.Marshal(); err != nil {
+		return err
+	}
+	d.Revoked = true
+	return r.config.Device.PutAccount(a.Account)
+}

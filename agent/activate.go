@@ -1,0 +1,428 @@
+package agent
+
+import (
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/mesh-agent/mesh-agent/internal/devicestate"
+	"github.com/mesh-agent/mesh-agent/internal/strictjson"
+	"github.com/mesh-agent/mesh-agent/mesh"
+	"github.com/mesh-agent/mesh-agent/mesh/device"
+	"github.com/mesh-agent/mesh-agent/token"
+)
+
+// maxApplications is the number of application entries that one activation may have.
+const maxApplications = 64
+
+// deviceActivate answers DeviceActivateRequest: it verifies a connection in all its steps, and
+// only then makes keys of it.
+func (r *request) deviceActivate(ctx context.Context, body strictjson.Value) ([]byte, error) {
+	var req mesh.DeviceActivateRequest
+	done, err := r.beginDevice(ctx, mesh.TagDeviceActivateRequest, body, &req)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	id, err := r.identity()
+	if err != nil {
+		return nil, err
+	}
+	if e, err := mesh.ParseEnvelope(req.Catalog); err == nil && isRevocation(e) {
+		return r.revoked(ctx, id, e)
+	}
+	base, err := r.own(id.profile.Encryption)
+	if err != nil {
+		return nil, err
+	}
+	entry, request, err := openCatalog(ctx, req.Catalog, base, id)
+	if err != nil {
+		return nil, err
+	}
+	v, m, err := r.verify(ctx, id, entry, base, req)
+	if err != nil {
+		return nil, err
+	}
+	defer m.Wipe()
+	return r.activate(ctx, id, activation{req: req, entry: entry, frame: v.Frame, member: m, request: request})
+}
+
+// openCatalog reads a CatalogedDevice, or the answer to a request of this device that waits and
+// whose index it returns, else -1.
+func openCatalog(ctx context.Context, text strictjson.Value, base mesh.Agreer, id *identity) (*device.CatalogedDevice, int, error) {
+	if text.Kind() != '[' {
+		entry, err := device.ParseCatalogedDevice(text)
+		return entry, -1, catalogError(err)
+	}
+	e, err := mesh.ParseEnvelope(text)
+	if err != nil {
+		return nil, -1, malformed("Catalog", "%v", err)
+	}
+	answer, err := device.OpenRespondConnection(ctx, e, base)
+	if err != nil {
+		return nil, -1, catalogError(err)
+	}
+	at := slices.IndexFunc(id.Requests, func(q devicestate.Request) bool { return answers(answer.MessageID, q) })
+	if at < 0 {
+		return nil, -1, &failure{statusState, "Catalog: it answers no request of this device that waits"}
+	}
+	return answer.CatalogedDevice, at, nil
+}
+
+// answers reports whether a message answers a request or its acknowledgement.
+func answers(messageID string, q devicestate.Request) bool {
+	for _, id := range []string{q.MessageID, q.Acknowledged} {
+		if id == "" {
+			continue
+		}
+		if want, err := device.ResponseID(id); err == nil && want == messageID {
+			return true
+		}
+	}
+	return false
+}
+
+// catalogError says what is wrong with the Catalog of a request; the key's own errors stay as they are.
+func catalogError(err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, device.ErrRejected):
+		return &failure{statusForbidden, "policy: the administrator rejected the request"}
+	case errors.Is(err, mesh.ErrNotRecipient):
+		return malformed("Catalog", "it is not encrypted to this device")
+	case errors.Is(err, token.ErrDecrypt):
+		return malformed("Catalog", "decryption failed")
+	case errors.Is(err, device.ErrCatalog):
+		return malformed("Catalog", "%v", err)
+	}
+	for _, row := range rows {
+		if errors.Is(err, row.err) {
+			return err
+		}
+	}
+	return malformed("Catalog", "%v", err)
+}
+
+// verify runs the whole verification against the approved account and the history.
+func (r *request) verify(ctx context.Context, id *identity, entry *device.CatalogedDevice, base mesh.Agreer, req mesh.DeviceActivateRequest) (device.Verification, *device.Membership, error) {
+	v := device.Verification{Device: id.profile, Base: base, AllowNoProfileUdf: req.AllowUnnamed, Now: time.Now()}
+	if f := req.Frame; f != nil {
+		v.Frame = &device.Frame{Index: f.Index, Tree: f.Tree}
+	}
+	if len(id.Pins) == 0 {
+		return v, nil, &failure{statusForbidden, "policy: no account is approved, see device approve"}
+	}
+	v.Account = id.Pins[len(id.Pins)-1].Udf
+	if account, err := device.ParseProfileUser(entry.ProfileUser, v.Now); err == nil {
+		if i := slices.IndexFunc(id.Pins, func(p devicestate.Pin) bool { return account.Is(p.Udf) }); i >= 0 {
+			v.Account = id.Pins[i].Udf
+		}
+	}
+	if m := id.membership(v.Account); m != nil {
+		v.History = &m.History
+	}
+	m, err := v.Verify(ctx, entry)
+	return v, m, verifyFailure(err)
+}
+
+// membership returns what is known of the connection to an account, or nil.
+func (id *identity) membership(account string) *devicestate.Membership {
+	for i := range id.Accounts {
+		if sameName(id.Accounts[i].Udf, account) {
+			return &id.Accounts[i]
+		}
+	}
+	return nil
+}
+
+// pin returns the approval of an account.
+func (id *identity) pin(account string) *devicestate.Pin {
+	for i := range id.Pins {
+		if sameName(id.Pins[i].Udf, account) {
+			return &id.Pins[i]
+		}
+	}
+	return nil
+}
+
+// verifyFailure answers with the step at which a verification failed.
+func verifyFailure(err error) error {
+	var at *device.VerifyError
+	if !errors.As(err, &at) {
+		return err
+	}
+	if at.Step == device.StepRollback {
+		return &failure{statusState, at.Error()}
+	}
+	return &failure{statusForbidden, "policy: " + at.Error()}
+}
+
+// activation is a verified connection on its way into use.
+type activation struct {
+	req     mesh.DeviceActivateRequest
+	entry   *device.CatalogedDevice
+	frame   *device.Frame
+	member  *device.Membership
+	request int // index of the request that it answers, or -1
+}
+
+// activate makes the keys and replaces what the device had of the account before.
+func (r *request) activate(ctx context.Context, id *identity, a activation) ([]byte, error) {
+	name := a.member.Account.Name()
+	old := id.membership(name)
+	pin := id.pin(name)
+	switch {
+	case a.req.Update && (old == nil || !old.Active):
+		return nil, &failure{statusState, "Update: the device is not connected to this account"}
+	case a.member.Order == device.OrderUnknown && !a.req.Confirm && !pin.Unused:
+		return nil, &failure{statusState, "Confirm: it is another connection than the one in use, and nothing in it says which is newer: no version and no date is signed"}
+	}
+	m := &maker{r: r, home: id.Home}
+	refused, inside, err := r.install(ctx, m, a)
+	if err != nil {
+		return nil, errors.Join(err, m.undo(ctx))
+	}
+	next, err := a.record(m.made, inside)
+	if err != nil {
+		return nil, errors.Join(err, m.undo(ctx))
+	}
+	var obsolete []devicestate.Key
+	if old == nil {
+		id.Accounts = append(id.Accounts, *next)
+	} else {
+		next.History = *old.History.Adopt(a.entry, a.frame)
+		keep(next, old)
+		obsolete = leftOver(old.Keys, next.Keys)
+		*old = *next
+	}
+	if pin.Unused = false; pin.Address == "" {
+		pin.Address = a.member.Account.Address
+	}
+	if a.request >= 0 {
+		id.Requests = slices.Delete(id.Requests, a.request, a.request+1)
+	}
+	if err := r.save(id); err != nil {
+		return nil, errors.Join(err, m.undo(ctx))
+	}
+	if err := r.deleteKeys(ctx, obsolete); err != nil {
+		return nil, err
+	}
+	return strictjson.Marshal(mesh.DeviceActivateResponse{Reply: accepted, Account: r.deviceAccount(next), Refused: refused})
+}
+
+// record describes the connection for the device's record.
+func (a activation) record(keys []devicestate.Key, inside []mesh.Binary) (*devicestate.Membership, error) {
+	next := &devicestate.Membership{
+		Udf: a.member.Account.Name(), Address: a.member.Account.Address, Active: true, Roles: a.member.Roles, Keys: keys, Inside: inside,
+		History: *(&device.History{}).Adopt(a.entry, a.frame),
+	}
+	for _, x := range []struct {
+		e  *mesh.Envelope
+		to *strictjson.Value
+	}{{a.entry.ProfileUser, &next.ProfileUser}, {a.entry.ConnectionDevice, &next.ConnectionDevice}, {a.entry.ConnectionService, &next.ConnectionService}} {
+		text, err := x.e.Marshal()
+		if err != nil {
+			return nil, err
+		}
+		*x.to = text
+	}
+	return next, nil
+}
+
+// superseded begins the names of combined keys that are kept to open what was encrypted
+// to them.
+const superseded = "superseded "
+
+// ownedBefore says which of the keys in use now were made by the connection before.
+func ownedBefore(old []devicestate.Key, udf string) bool {
+	return slices.ContainsFunc(old, func(k devicestate.Key) bool { return k.Udf == udf && k.Own })
+}
+
+// keep takes over from the connection before what goes on: whose keys they are, the digests of
+// activations, and the combined keys for decryption.
+func keep(next, old *devicestate.Membership) {
+	for i, k := range next.Keys {
+		next.Keys[i].Own = k.Own || ownedBefore(old.Keys, k.Udf)
+	}
+	for _, k := range old.Keys {
+		bare := strings.TrimPrefix(k.Name, superseded)
+		there := slices.ContainsFunc(next.Keys, func(n devicestate.Key) bool { return n.Udf == k.Udf })
+		if bare == combinedNames[device.Encrypt] && !there {
+			next.Keys = append(next.Keys, devicestate.Key{Name: superseded + bare, Udf: k.Udf, Own: k.Own})
+		}
+	}
+	next.Inside = append(next.Inside, old.Inside...)
+}
+
+// leftOver are the keys of before that are not among those of now.
+func leftOver(old, now []devicestate.Key) []devicestate.Key {
+	return slices.DeleteFunc(slices.Clone(old), func(k devicestate.Key) bool {
+		return slices.ContainsFunc(now, func(n devicestate.Key) bool { return n.Udf == k.Udf })
+	})
+}
+
+// combinedNames are what the combined keys are called, combinedUses their uses.
+var (
+	combinedNames = map[device.Operation]string{
+		device.Encrypt: "DeviceEncryption", device.Sign: "DeviceSignature", device.Authenticate: "DeviceAuthentication",
+	}
+	combinedUses = map[device.Operation]token.Use{
+		device.Encrypt: token.UseDecrypt, device.Sign: token.UseSign, device.Authenticate: token.UseAuthenticate,
+	}
+)
+
+// install makes the combined keys, the account's keys and those of applications. It returns
+// what was refused and the digests of what may be opened inside only.
+func (r *request) install(ctx context.Context, m *maker, a activation) (refused []string, inside []mesh.Binary, err error) {
+	label := cmp.Or(a.member.Account.Address, a.member.Account.Name())
+	for _, c := range a.member.Contributions {
+		note, err := r.combine(ctx, m, a.member.Device.Base(c.Operation), c, label)
+		if err != nil {
+			return nil, nil, err
+		}
+		refused = append(refused, note...)
+	}
+	notes, err := r.installAccount(ctx, m, a.member, label)
+	if err != nil {
+		return nil, nil, err
+	}
+	refused = append(refused, notes...)
+	notes, err = r.installApplications(ctx, m, a, label)
+	if err != nil {
+		return nil, nil, err
+	}
+	return append(refused, notes...), a.insideDigests(), nil
+}
+
+// combine makes one combined key, unless it is there from the same activation.
+func (r *request) combine(ctx context.Context, m *maker, base token.PublicKey, c *device.Contribution, label string) (refused []string, err error) {
+	name := combinedNames[c.Operation]
+	if held, err := r.ring.Snapshot().FindPublic(c.Combined); err == nil && held.Use == combinedUses[c.Operation] {
+		m.made = append(m.made, devicestate.Key{Name: name, Udf: held.Udf})
+		return nil, nil
+	}
+	_, err = m.add(ctx, base, wish{name: name, label: label + " " + name, use: combinedUses[c.Operation], private: c.Private})
+	if errors.Is(err, token.ErrUnsupported) && c.Operation == device.Sign {
+		return []string{fmt.Sprintf("%s: %v", name, err)}, nil
+	}
+	return nil, err
+}
+
+// insideDigests are those of all that is encrypted for the agent itself.
+func (a activation) insideDigests() []mesh.Binary {
+	var out []mesh.Binary
+	add := func(e *mesh.Envelope) {
+		if e == nil {
+			return
+		}
+		for _, to := range e.Header.Recipients {
+			if p := to.EphemeralKey.PublicKeyECDH; p != nil {
+				out = append(out, insideDigest(p.Public))
+			}
+		}
+	}
+	for _, e := range a.entry.Activations {
+		add(e)
+	}
+	for _, e := range a.entry.Applications {
+		add(e.Envelope)
+	}
+	return out
+}
+
+// insideDigest names an ephemeral key, with or without its sign: what both wrap is the same.
+func insideDigest(public []byte) mesh.Binary {
+	if n := len(public); n == 33 || n == 57 {
+		public = public[:n-1]
+	}
+	digest := sha256.Sum256(public)
+	return digest[:]
+}
+
+// keptInside reports whether an ephemeral key is that of an activation.
+func (a *Agent) keptInside(p mesh.PublicParameters) bool {
+	known := a.inside.Load()
+	return known != nil && p.PublicKeyECDH != nil && (*known)[string(insideDigest(p.PublicKeyECDH.Public))]
+}
+
+// accountUses are the uses and tags of an account's keys on a device.
+var accountUses = map[string]token.Use{
+	"Encryption": token.UseDecrypt, "Signature": token.UseSign, "Authentication": token.UseAuthenticate,
+	"AdministratorSignature": token.UseSignAssertion, "ProfileSignature": token.UseSignAssertion,
+}
+
+// The tags of the bodies that an account's keys sign.
+var (
+	administratorTags = []string{device.TagConnectionDevice, device.TagConnectionService, device.TagActivationAccount,
+		device.TagActivationCommon, device.TagDeviceRevocation}
+	rootTags = []string{device.TagProfileUser}
+)
+
+func tagsOf(name string) []string {
+	switch name {
+	case "AdministratorSignature":
+		return administratorTags
+	case "ProfileSignature":
+		return rootTags
+	}
+	return nil
+}
+
+// installAccount takes in what the device may hold of the account's own keys. The first
+// administrator gets the seed, and with it the account.
+func (r *request) installAccount(ctx context.Context, m *maker, member *device.Membership, label string) (refused []string, err error) {
+	keys := member.Keys
+	if keys.Seed != nil {
+		made, err := r.adoptAccount(ctx, m.home, keys.Seed, member.Account)
+		if err != nil {
+			return nil, fmt.Errorf("take over account: %w", err)
+		}
+		for _, k := range made.Keys {
+			m.made = append(m.made, devicestate.Key{Name: k.Name, Udf: k.Udf})
+		}
+	}
+	for _, k := range keys.Named() {
+		use, ok := accountUses[k.Name]
+		if !ok {
+			use = token.UseDecrypt // a store
+		}
+		note, err := r.takeKey(ctx, m, wish{name: k.Name, label: label + " " + k.Name, use: use, tags: tagsOf(k.Name)}, k.Key)
+		if err != nil {
+			return nil, err
+		}
+		refused = append(refused, note...)
+	}
+	return refused, nil
+}
+
+// takeKey takes in one private KeyData. A share of a key is one that needs the
+// partial result of the service for each decryption.
+func (r *request) takeKey(ctx context.Context, m *maker, w wish, k *mesh.KeyData) (refused []string, err error) {
+	refuse := func(why string) []string { return []string{w.name + ": " + why} }
+	p := k.PrivateParameters
+	if s := p.KeyShare; s != nil {
+		if s.Share == nil || w.use != token.UseDecrypt {
+			return refuse("a share, which only keys for decryption can be"), nil
+		}
+		p = s.Share
+		w.label += " (share; the service has the other)"
+	}
+	if p.PrivateKeyECDH == nil && p.PrivateKeyRSA == nil {
+		return refuse("neither a key on a curve nor an RSA key nor a share"), nil
+	}
+	if w.private, err = p.PrivateKey(); err != nil {
+		return refuse(err.Error()), nil
+	}
+	defer w.private.Wipe()
+	if err := w.use.Allows(w.private.Algorithm); err != nil {
+		return refuse(err.Error()), nil
+	}
+	_, err = m.put(ctx, w)
+	return nil, err
+}

@@ -1,0 +1,442 @@
+package agent
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/mesh-agent/mesh-agent/internal/devicestate"
+	"github.com/mesh-agent/mesh-agent/internal/policy"
+	"github.com/mesh-agent/mesh-agent/internal/strictjson"
+	"github.com/mesh-agent/mesh-agent/mesh"
+	"github.com/mesh-agent/mesh-agent/mesh/device"
+	"github.com/mesh-agent/mesh-agent/token"
+)
+
+// deviceMessages are the messages about the device's Mesh identity and about accounts.
+var deviceMessages = [...]message{
+	{mesh.TagDeviceInitRequest, mesh.TagDeviceInitResponse, (*request).deviceInit},
+	{mesh.TagDeviceShowRequest, mesh.TagDeviceShowResponse, (*request).deviceShow},
+	{mesh.TagDeviceConnectRequest, mesh.TagDeviceConnectResponse, (*request).deviceConnect},
+	{mesh.TagDeviceWitnessRequest, mesh.TagDeviceWitnessResponse, (*request).deviceWitness},
+	{mesh.TagDeviceApproveRequest, mesh.TagDeviceApproveResponse, (*request).deviceApprove},
+	{mesh.TagDeviceActivateRequest, mesh.TagDeviceActivateResponse, (*request).deviceActivate},
+	{mesh.TagDeviceDisconnectRequest, mesh.TagDeviceDisconnectResponse, (*request).deviceDisconnect},
+	{mesh.TagAccountInitRequest, mesh.TagAccountInitResponse, (*request).accountInit},
+	{mesh.TagAccountListRequest, mesh.TagAccountListResponse, (*request).accountList},
+	{mesh.TagAccountPINRequest, mesh.TagAccountPINResponse, (*request).accountPIN},
+	{mesh.TagAccountAcknowledgeRequest, mesh.TagAccountAcknowledgeResponse, (*request).accountAcknowledge},
+	{mesh.TagAccountConnectRequest, mesh.TagAccountConnectResponse, (*request).accountConnect},
+	{mesh.TagAccountRevokeRequest, mesh.TagAccountRevokeResponse, (*request).accountRevoke},
+	{mesh.TagAccountEscrowRequest, mesh.TagAccountEscrowResponse, (*request).accountEscrow},
+}
+
+// beginDevice decodes a request about device or accounts and waits for its turn: there is one
+// at a time, which may take as long as its tokens do.
+func (r *request) beginDevice(ctx context.Context, tag string, body strictjson.Value, v any) (done func(), err error) {
+	if err := decode(tag, body, v); err != nil {
+		return nil, err
+	}
+	if err := r.decide("", policy.Manage); err != nil {
+		return nil, err
+	}
+	if r.config.Device == nil {
+		return nil, &failure{statusUnsupported, "this agent keeps no Mesh identity"}
+	}
+	select {
+	case r.deviceTurn <- struct{}{}:
+		return func() { <-r.deviceTurn }, nil
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
+// identity is the device's record with its validated profile.
+type identity struct {
+	*devicestate.Device
+	profile *device.ProfileDevice
+}
+
+var errNoDevice = &failure{statusNotFound, "device: there is none yet, see device init"}
+
+// identity reads the device's record.
+func (r *request) identity() (*identity, error) {
+	d, err := r.config.Device.Device()
+	if errors.Is(err, devicestate.ErrNotFound) {
+		return nil, errNoDevice
+	}
+	if err != nil {
+		return nil, err
+	}
+	e, err := mesh.ParseEnvelope(d.Profile)
+	if err != nil {
+		return nil, fmt.Errorf("own profile: %w", err)
+	}
+	p, err := device.ParseProfileDevice(e, time.Now())
+	if err != nil {
+		return nil, fmt.Errorf("own profile: %w", err)
+	}
+	return &identity{d, p}, nil
+}
+
+// save writes the device's record and what follows from it.
+func (r *request) save(id *identity) error {
+	if err := r.config.Device.PutDevice(id.Device); err != nil {
+		return err
+	}
+	r.inside.Store(insideOf(id.Device))
+	return nil
+}
+
+// deviceInit answers DeviceInitRequest.
+func (r *request) deviceInit(ctx context.Context, body strictjson.Value) ([]byte, error) {
+	var req mesh.DeviceInitRequest
+	defer func() { clear(req.Seed) }()
+	done, err := r.beginDevice(ctx, mesh.TagDeviceInitRequest, body, &req)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	switch d, err := r.config.Device.Device(); {
+	case err == nil:
+		return nil, &failure{statusState, "device: there is one already, " + profileName(d.Profile)}
+	case !errors.Is(err, devicestate.ErrNotFound):
+		return nil, err
+	}
+	b, err := r.newBirth(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	defer b.seed.Wipe()
+	id, err := b.make(ctx)
+	if err == nil {
+		err = r.save(id)
+	}
+	if err != nil {
+		return nil, errors.Join(err, b.undo(ctx))
+	}
+	return r.describe(id)
+}
+
+// birth is what a device's identity is made of.
+type birth struct {
+	maker
+	tier        token.Protection
+	inside      token.Token // makes the agreement keys; nil if they come from the seed
+	algorithm   token.Algorithm
+	generation  mesh.Generation
+	description string
+	seed        *mesh.Seed
+	profile     *device.ProfileDevice // an existing one
+}
+
+func (r *request) newBirth(ctx context.Context, req mesh.DeviceInitRequest) (*birth, error) {
+	b := &birth{maker: maker{r: r, home: devicestate.Home{PIN: req.PIN}}, generation: mesh.G1, description: req.Description}
+	if req.PCRs != "" || req.Touch != "" {
+		return nil, malformed("PCRs", "neither PCRs nor Touch for a device")
+	}
+	if _, err := parsePolicy(req.Home); err != nil {
+		return nil, err
+	}
+	if err := checkLabel(req.Description); err != nil {
+		return nil, malformed("Description", "text of at most %d octets without control characters expected", maxLabel)
+	}
+	var err error
+	if req.Generation != "" {
+		if b.generation, err = mesh.ParseGeneration(req.Generation); err != nil {
+			return nil, malformed("Generation", `"g1" or "g2" expected`)
+		}
+	}
+	randomness, err := b.settle(req)
+	if err != nil {
+		return nil, err
+	}
+	if err := b.readProfile(req); err != nil {
+		return nil, err
+	}
+	if req.Seed == nil {
+		b.seed, err = freshSeed(ctx, randomness, mesh.SeedProfileDevice)
+		return b, err
+	}
+	if b.inside != nil {
+		return nil, malformed("Seed", "a token that makes its own keys has none")
+	}
+	if b.seed, err = mesh.ParseSeed(string(bytes.TrimSpace(req.Seed))); err != nil {
+		return nil, malformed("Seed", "a seed Z... of a device expected")
+	}
+	if b.seed.ID() != mesh.SeedProfileDevice {
+		b.seed.Wipe()
+		return nil, malformed("Seed", "it is not that of a device")
+	}
+	return b, nil
+}
+
+// readProfile reads the profile of a device that exists, which says the generation too.
+func (b *birth) readProfile(req mesh.DeviceInitRequest) error {
+	if req.Profile == nil {
+		return nil
+	}
+	if req.Seed == nil {
+		return malformed("Profile", "only with Seed")
+	}
+	e, err := mesh.ParseEnvelope(req.Profile)
+	if err != nil {
+		return malformed("Profile", "%v", err)
+	}
+	if b.profile, err = device.ParseProfileDevice(e, time.Now()); err != nil {
+		return malformed("Profile", "%v", err)
+	}
+	if req.Generation != "" && b.generation != b.profile.Generation {
+		return malformed("Generation", "the profile is of another")
+	}
+	b.generation = b.profile.Generation
+	return nil
+}
+
+// settle finds the tokens and what protects the keys, and returns the token whose
+// randomness is mixed in.
+func (b *birth) settle(req mesh.DeviceInitRequest) (token.Token, error) {
+	var holder, sealer token.Token
+	var err error
+	for _, t := range []struct {
+		member, name string
+		to           *token.Token
+	}{{"Token", req.Token, &holder}, {"SealTo", req.SealTo, &sealer}} {
+		if t.name == "" {
+			continue
+		}
+		if *t.to, err = b.r.ring.Token(t.name); err != nil {
+			return nil, &failure{statusNotFound, t.member + ": no token is named " + quote(t.name)}
+		}
+	}
+	switch {
+	case holder == nil && sealer == nil:
+		return nil, malformed("Token", "Token or SealTo expected")
+	case holder == nil:
+		b.tier, b.home.SealTo = token.ProtectionSealed, req.SealTo
+		return sealer, nil
+	case holder.Info().Protection == token.ProtectionSoftware:
+		if sealer != nil {
+			return nil, malformed("SealTo", "not with a token of software")
+		}
+		b.tier, b.home.Token = token.ProtectionSoftware, req.Token
+		return holder, nil
+	}
+	if sealer == nil {
+		sealer, req.SealTo = holder, req.Token
+	}
+	if _, ok := sealer.(token.Sealer); !ok {
+		return nil, malformed("SealTo", "the signature keys need a token that seals")
+	}
+	b.tier, b.inside, b.home.SealTo = token.ProtectionToken, holder, req.SealTo
+	b.algorithm, err = agreementAlgorithm(holder, token.Algorithm(req.Algorithm))
+	return sealer, err
+}
+
+// agreementAlgorithm chooses the algorithm of the agreement keys that a token makes. Of those
+// that tokens have, Mesh software knows X448 and X25519.
+func agreementAlgorithm(t token.Token, asked token.Algorithm) (token.Algorithm, error) {
+	if _, ok := t.(token.Generator); !ok {
+		return "", &failure{statusUnsupported, "Token: it makes no keys"}
+	}
+	has := t.Info().Algorithms
+	for _, a := range []token.Algorithm{token.X448, token.X25519, token.P256, token.P384, token.P521} {
+		if slices.Contains(has, a) && (asked == "" || asked == a) {
+			return a, nil
+		}
+	}
+	return "", &failure{statusUnsupported, "Algorithm: the token has no such curve for agreement"}
+}
+
+// freshSeed draws a seed with the randomness of host and token.
+func freshSeed(ctx context.Context, t token.Token, id mesh.SeedID) (*mesh.Seed, error) {
+	secret, err := mixedRandom(ctx, t)
+	if err != nil {
+		return nil, err
+	}
+	defer clear(secret)
+	return mesh.GenerateSeed(bytes.NewReader(secret), id)
+}
+
+// baseNames are the members of a profile in which the base keys stand.
+var baseNames = map[device.Operation]string{device.Encrypt: "Encryption", device.Sign: "Signature", device.Authenticate: "Authentication"}
+
+// baseUses are those of the base keys. Alone the first one opens only activations, in the agent, and the
+// second one signs nothing, since it has no tags.
+var baseUses = map[device.Operation]token.Use{
+	device.Encrypt: token.UseSeal, device.Sign: token.UseSignAssertion, device.Authenticate: token.UseAuthenticate,
+}
+
+// make makes the base keys and the profile. The root key exists only meanwhile.
+func (b *birth) make(ctx context.Context) (*identity, error) {
+	spec := device.DeviceSpec{Generation: b.generation, Description: b.description}
+	for o, to := range map[device.Operation]*token.PublicKey{
+		device.Encrypt: &spec.Encryption, device.Sign: &spec.Signature, device.Authenticate: &spec.Authentication,
+	} {
+		pub, err := b.base(ctx, o)
+		if err != nil {
+			return nil, err
+		}
+		*to = pub
+	}
+	slices.SortFunc(b.made, func(x, y devicestate.Key) int { return bytes.Compare([]byte(x.Name), []byte(y.Name)) })
+	profile := b.profile
+	if profile == nil {
+		var err error
+		if profile, err = b.sign(ctx, spec); err != nil {
+			return nil, err
+		}
+	}
+	for o, pub := range map[device.Operation]token.PublicKey{
+		device.Encrypt: spec.Encryption, device.Sign: spec.Signature, device.Authenticate: spec.Authentication,
+	} {
+		if profile.Base(o).Index() != pub.Index() {
+			return nil, malformed("Profile", "its %s is not that of the seed", baseNames[o])
+		}
+	}
+	text, err := profile.Envelope.Marshal()
+	if err != nil {
+		return nil, err
+	}
+	return &identity{&devicestate.Device{
+		Generation: b.generation.String(), Tier: string(b.tier), Home: b.home, Profile: text, Keys: b.made,
+	}, profile}, nil
+}
+
+// base makes one base key.
+func (b *birth) base(ctx context.Context, o device.Operation) (token.PublicKey, error) {
+	w := wish{name: baseNames[o], label: "device base " + baseNames[o], use: baseUses[o]}
+	if b.inside != nil && o != device.Sign {
+		e, err := b.generate(ctx, b.inside.Info().Name, b.algorithm, w)
+		if err != nil {
+			return token.PublicKey{}, err
+		}
+		return e.Public, nil
+	}
+	private, err := device.DeviceKey(b.seed, o, "", b.generation)
+	if err != nil {
+		return token.PublicKey{}, err
+	}
+	defer private.Wipe()
+	w.private = private
+	e, err := b.put(ctx, w)
+	if err != nil {
+		return token.PublicKey{}, err
+	}
+	if e.Use != w.use {
+		return token.PublicKey{}, malformed("Seed", "its key %s is held with another use", e.Udf)
+	}
+	return e.Public, nil
+}
+
+// sign makes the profile. The root key is derived, signs once and is forgotten.
+func (b *birth) sign(ctx context.Context, spec device.DeviceSpec) (*device.ProfileDevice, error) {
+	private, err := device.DeviceKey(b.seed, device.Profiling, "", b.generation)
+	if err != nil {
+		return nil, err
+	}
+	defer private.Wipe()
+	root, err := mesh.NewLocalKey(private)
+	if err != nil {
+		return nil, err
+	}
+	defer root.Wipe()
+	return device.NewProfileDevice(ctx, root, spec)
+}
+
+// deviceShow answers DeviceShowRequest.
+func (r *request) deviceShow(ctx context.Context, body strictjson.Value) ([]byte, error) {
+	done, err := r.beginDevice(ctx, mesh.TagDeviceShowRequest, body, &mesh.DeviceShowRequest{})
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	id, err := r.identity()
+	if err != nil {
+		return nil, err
+	}
+	return r.describe(id)
+}
+
+// describe is a DeviceResponse.
+func (r *request) describe(id *identity) ([]byte, error) {
+	info := &mesh.DeviceInfo{
+		Udf: id.profile.Name(), Generation: id.Generation, Tier: id.Tier, Notes: id.notes(),
+		Profile: id.Profile, Keys: r.namedKeys(id.Keys),
+	}
+	for _, p := range id.Pins {
+		info.Approved = append(info.Approved, mesh.AccountName{Udf: p.Udf, Address: p.Address})
+	}
+	for _, q := range id.Requests {
+		info.Requests = append(info.Requests, mesh.DeviceRequest{MessageId: q.MessageID, Account: q.Account, Created: q.Created})
+	}
+	for i := range id.Accounts {
+		if m := &id.Accounts[i]; m.Active {
+			info.Accounts = append(info.Accounts, r.deviceAccount(m))
+		}
+	}
+	return strictjson.Marshal(mesh.DeviceResponse{Reply: accepted, Device: info})
+}
+
+func (r *request) deviceAccount(m *devicestate.Membership) mesh.DeviceAccount {
+	return mesh.DeviceAccount{
+		AccountName: mesh.AccountName{Udf: m.Udf, Address: m.Address}, Roles: m.Roles, Keys: r.namedKeys(m.Keys),
+		ConnectionDevice: m.ConnectionDevice, ConnectionService: m.ConnectionService,
+	}
+}
+
+// notes says what holds of a device of this kind.
+func (id *identity) notes() []string {
+	out := []string{"The root key signed the profile and was destroyed: a changed device is a new device."}
+	switch a := id.profile.Encryption.Algorithm; {
+	case id.Tier == string(token.ProtectionSoftware):
+		out = append(out, "All keys are software.")
+	case id.Tier == string(token.ProtectionSealed):
+		out = append(out, "The keys are sealed by the token and used in the agent's memory.")
+	case a == token.X25519 || a == token.X448:
+		out = append(out, "The base keys for agreement never leave their token; the signature key is sealed.",
+			string(a)+" in a token is interoperable by construction; no other Mesh software was tested with it.")
+	default:
+		out = append(out, "The base keys for agreement never leave their token; the signature key is sealed.",
+			"Device keys on "+string(a)+" are an extension of this project: other Mesh software cannot activate such a device.")
+	}
+	return out
+}
+
+// profileName is the name that a profile's header claims, for messages.
+func profileName(profile strictjson.Value) string {
+	e, err := mesh.ParseEnvelope(profile)
+	if err != nil {
+		return "unreadable"
+	}
+	return e.Header.EnvelopeID
+}
+
+// insideOf are the digests of ephemeral keys of which the agent keeps to itself what they wrap.
+func insideOf(d *devicestate.Device) *map[string]bool {
+	out := make(map[string]bool)
+	for _, m := range d.Accounts {
+		for _, digest := range m.Inside {
+			out[string(digest)] = true
+		}
+	}
+	return &out
+}
+
+// loadInside reads the digests at the start. If they cannot be read, the device's messages
+// will say so.
+func (a *Agent) loadInside() {
+	if a.config.Device == nil {
+		return
+	}
+	d, err := a.config.Device.Device()
+	switch {
+	case err == nil:
+		a.inside.Store(insideOf(d))
+	case !errors.Is(err, devicestate.ErrNotFound):
+		a.log.Error("the device's Mesh identity is not loaded", "err", err)
+	}
+}

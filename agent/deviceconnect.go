@@ -1,0 +1,193 @@
+package agent
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"slices"
+	"strings"
+	"time"
+	"unicode"
+
+	"github.com/mesh-agent/mesh-agent/internal/devicestate"
+	"github.com/mesh-agent/mesh-agent/internal/strictjson"
+	"github.com/mesh-agent/mesh-agent/mesh"
+	"github.com/mesh-agent/mesh-agent/mesh/device"
+)
+
+// maxRequests is the number of requests that may wait for an answer; older ones are forgotten.
+const maxRequests = 16
+
+// deviceConnect answers DeviceConnectRequest.
+func (r *request) deviceConnect(ctx context.Context, body strictjson.Value) ([]byte, error) {
+	var req mesh.DeviceConnectRequest
+	defer func() { clear(req.PIN) }()
+	done, err := r.beginDevice(ctx, mesh.TagDeviceConnectRequest, body, &req)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	if err := checkAddress(req.Account); err != nil {
+		return nil, err
+	}
+	id, err := r.identity()
+	if err != nil {
+		return nil, err
+	}
+	made, err := device.NewRequestConnection(rand.Reader, id.profile, req.Account, string(req.PIN))
+	if errors.Is(err, device.ErrPIN) {
+		return nil, malformed("PIN", "A... or E... expected, as the administrator's agent made it")
+	}
+	if err != nil {
+		return nil, err
+	}
+	text, err := made.Envelope().Marshal()
+	if err != nil {
+		return nil, err
+	}
+	id.Requests = append(id.Requests, devicestate.Request{
+		MessageID: made.MessageID, Account: req.Account, Created: time.Now().UTC().Truncate(time.Second), Envelope: text,
+	})
+	if n := len(id.Requests); n > maxRequests {
+		id.Requests = id.Requests[n-maxRequests:]
+	}
+	if err := r.save(id); err != nil {
+		return nil, err
+	}
+	return strictjson.Marshal(mesh.DeviceConnectResponse{Reply: accepted, MessageId: made.MessageID, Request: text})
+}
+
+// checkAddress wants something like alice@example.com.
+func checkAddress(address string) error {
+	name, domain, ok := strings.Cut(address, "@")
+	bad := func(c rune) bool { return c == '@' || unicode.IsSpace(c) || !unicode.IsPrint(c) }
+	if !ok || name == "" || domain == "" || len(address) > maxLabel || strings.ContainsFunc(name+domain, bad) {
+		return malformed("Account", "an address such as alice@example.com expected")
+	}
+	return nil
+}
+
+// connectResponse is the Mesh's answer to a request for connection, as far as it is looked at.
+type connectResponse struct {
+	EnvelopedAcknowledgeConnection strictjson.Value
+	EnvelopedProfileAccount        strictjson.Value
+
+	Other strictjson.Value `json:",embed"`
+}
+
+// parseConnectResponse reads {"ConnectResponse":{...}} or what is in it.
+func parseConnectResponse(text strictjson.Value) (acknowledge strictjson.Value, account *device.ProfileUser, err error) {
+	const member = "ConnectResponse"
+	var w connectResponse
+	if tag, inner, err := cutTagged(text); err == nil && tag == member {
+		text = inner
+	}
+	if text.Kind() != '{' {
+		return nil, nil, malformed(member, "object expected")
+	}
+	if err := strictjson.Unmarshal(text, &w); err != nil {
+		return nil, nil, memberError(member, err)
+	}
+	if w.EnvelopedAcknowledgeConnection == nil || w.EnvelopedProfileAccount == nil {
+		return nil, nil, malformed(member, "EnvelopedAcknowledgeConnection and EnvelopedProfileAccount expected")
+	}
+	e, err := mesh.ParseEnvelope(w.EnvelopedProfileAccount)
+	if err != nil {
+		return nil, nil, malformed(member, "EnvelopedProfileAccount: %v", err)
+	}
+	if account, err = device.ParseProfileUser(e, time.Now()); err != nil {
+		return nil, nil, malformed(member, "EnvelopedProfileAccount: %v", err)
+	}
+	return w.EnvelopedAcknowledgeConnection, account, nil
+}
+
+// deviceWitness answers DeviceWitnessRequest. The witness is computed here, from the own profile
+// and the own nonce: what the other side says it is does not matter.
+func (r *request) deviceWitness(ctx context.Context, body strictjson.Value) ([]byte, error) {
+	var req mesh.DeviceWitnessRequest
+	done, err := r.beginDevice(ctx, mesh.TagDeviceWitnessRequest, body, &req)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	id, err := r.identity()
+	if err != nil {
+		return nil, err
+	}
+	text, account, err := parseConnectResponse(req.ConnectResponse)
+	if err != nil {
+		return nil, err
+	}
+	acknowledged, err := device.ParseAcknowledgeConnection(text, account, time.Now())
+	if err != nil {
+		return nil, malformed("ConnectResponse", "EnvelopedAcknowledgeConnection: %v", err)
+	}
+	i := slices.IndexFunc(id.Requests, func(q devicestate.Request) bool { return q.MessageID == acknowledged.Request.MessageID })
+	if i < 0 {
+		return nil, &failure{statusNotFound, "ConnectResponse: it answers no request of this device that waits"}
+	}
+	own, err := device.ParseRequestConnection(id.Requests[i].Envelope, time.Now())
+	if err != nil {
+		return nil, err
+	}
+	witness := own.Witness(account, acknowledged.ServerNonce)
+	if witness != acknowledged.Witness {
+		return nil, &failure{statusState, "ConnectResponse: the request in it was changed on the way"}
+	}
+	id.Requests[i].Acknowledged = acknowledged.MessageID
+	if err := r.save(id); err != nil {
+		return nil, err
+	}
+	return strictjson.Marshal(mesh.DeviceWitnessResponse{
+		Reply: accepted, Witness: witness, Account: mesh.AccountName{Udf: account.Name(), Address: account.Address},
+	})
+}
+
+// deviceApprove answers DeviceApproveRequest.
+func (r *request) deviceApprove(ctx context.Context, body strictjson.Value) ([]byte, error) {
+	var req mesh.DeviceApproveRequest
+	done, err := r.beginDevice(ctx, mesh.TagDeviceApproveRequest, body, &req)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	name, err := checkName("Account", req.Account)
+	if err != nil {
+		return nil, err
+	}
+	if err := checkLabel(req.Address); err != nil {
+		return nil, malformed("Address", "text of at most %d octets without control characters expected", maxLabel)
+	}
+	id, err := r.identity()
+	if err != nil {
+		return nil, err
+	}
+	id.Pins = slices.DeleteFunc(id.Pins, func(p devicestate.Pin) bool { return sameName(p.Udf, name) })
+	if !req.Revoke {
+		id.Pins = append(id.Pins, devicestate.Pin{Udf: name, Address: req.Address, Approved: time.Now().UTC().Truncate(time.Second), Unused: true})
+	}
+	if err := r.save(id); err != nil {
+		return nil, err
+	}
+	return strictjson.Marshal(accepted)
+}
+
+// checkName wants a profile's name of at least 28 characters, and returns it with dashes.
+func checkName(member, name string) (string, error) {
+	bare, err := mesh.NormalizeKeyID(name)
+	if err != nil || len(bare) < 28 || bare[0] != 'M' {
+		return "", malformed(member, "at least 28 characters of the UDF of a profile expected")
+	}
+	var groups []string
+	for part := range slices.Chunk([]byte(bare), 4) {
+		groups = append(groups, string(part))
+	}
+	return strings.Join(groups, "-"), nil
+}
+
+// sameName reports whether two names, perhaps of different lengths, are of one profile.
+func sameName(a, b string) bool {
+	x, errX := mesh.NormalizeKeyID(a)
+	y, errY := mesh.NormalizeKeyID(b)
+	return errX == nil && errY == nil && len(x) >= 28 && len(y) >= 28 && (strings.HasPrefix(x, y) || strings.HasPrefix(y, x))
+}
