@@ -17,7 +17,7 @@ import (
 
 // BenchmarkAgent compares the same signatures, in one run: Raw, C_Sign on a token object in this
 // process with eight sessions; Socket, through the agent's socket with eight connections, of
-// clients in this process, whose share of the processors is in the figure cpu-µs/op; Client is what
+// clients in this process, whose share of the processors is in the figure own-cpu-µs/op; Client is what
 // such a client takes up alone, with an agent that refuses at once.
 func BenchmarkAgent(b *testing.B) {
 	s := hsmtest.SoftHSM(b)

@@ -34,24 +34,27 @@ func openFor(t testing.TB, tok *Token, a token.Algorithm, u token.Use) token.Key
 }
 
 // cpuTime is what this process and its helpers have used.
-func cpuTime() time.Duration {
-	ticks := 0
-	pids := []string{"self"}
+func cpuTime() (own, helpers time.Duration) {
 	lists, _ := filepath.Glob("/proc/self/task/*/children") // by the thread that started them
 	for _, name := range lists {
 		list, _ := os.ReadFile(name)
-		pids = append(pids, strings.Fields(string(list))...)
-	}
-	for _, pid := range pids {
-		stat, _ := os.ReadFile("/proc/" + pid + "/stat")
-		_, after, _ := strings.Cut(string(stat), ") ")
-		if f := strings.Fields(after); len(f) > 12 {
-			user, _ := strconv.Atoi(f[11])
-			system, _ := strconv.Atoi(f[12])
-			ticks += user + system
+		for _, pid := range strings.Fields(string(list)) {
+			helpers += cpuTimeOf(pid)
 		}
 	}
-	return time.Duration(ticks) * 10 * time.Millisecond
+	return cpuTimeOf("self"), helpers
+}
+
+func cpuTimeOf(pid string) time.Duration {
+	stat, _ := os.ReadFile("/proc/" + pid + "/stat")
+	_, after, _ := strings.Cut(string(stat), ") ")
+	f := strings.Fields(after)
+	if len(f) < 13 {
+		return 0
+	}
+	user, _ := strconv.Atoi(f[11])
+	system, _ := strconv.Atoi(f[12])
+	return time.Duration(user+system) * 10 * time.Millisecond // Linux counts in hundredths of a second
 }
 
 // parallel runs f b.N times on n goroutines.
@@ -64,7 +67,7 @@ func parallel(b *testing.B, n int, f func() error) {
 	}
 	close(work)
 	b.ReportAllocs()
-	cpu := cpuTime()
+	ownBefore, helpersBefore := cpuTime()
 	b.ResetTimer()
 	for range n {
 		wg.Go(func() {
@@ -78,7 +81,9 @@ func parallel(b *testing.B, n int, f func() error) {
 	}
 	wg.Wait()
 	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "ops/s")
-	b.ReportMetric(float64((cpuTime()-cpu).Microseconds())/float64(b.N), "cpu-µs/op")
+	own, helpers := cpuTime()
+	b.ReportMetric(float64((own-ownBefore).Microseconds())/float64(b.N), "own-cpu-µs/op")
+	b.ReportMetric(float64((helpers-helpersBefore).Microseconds())/float64(b.N), "helper-cpu-µs/op")
 }
 
 // BenchmarkSign compares C_Sign on a token object by eight goroutines: Raw, with one session each,

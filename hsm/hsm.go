@@ -50,12 +50,13 @@ type Token struct {
 	bound  atomic.Pointer[binding] // nil while there is no token
 	seen   atomic.Pointer[tokenInfo]
 
-	copies sync.Map // of keys, *place by CKA_ID
-	closed atomic.Bool
-	life   context.Context // ends with Close
-	end    context.CancelFunc
-	work   sync.WaitGroup
-	search chan struct{} // asks the searcher to look for the token
+	copies   sync.Map      // of keys, *place by CKA_ID
+	locating chan struct{} // holds one value; taken to find a private key
+	closed   atomic.Bool
+	life     context.Context // ends with Close
+	end      context.CancelFunc
+	work     sync.WaitGroup
+	search   chan struct{} // asks the searcher to look for the token
 
 	sealing chan struct{}           // holds one value; taken to find or make the sealing key
 	sealsTo atomic.Pointer[sealKey] // the sealing key, shown to be whole
@@ -118,7 +119,7 @@ func Open(ctx context.Context, o Options) (*Token, error) {
 	}
 	t := &Token{
 		module: o.Module, uri: o.URI, name: o.Name,
-		lock: make(chan struct{}, 1), search: make(chan struct{}, 1), sealing: make(chan struct{}, 1),
+		lock: make(chan struct{}, 1), search: make(chan struct{}, 1), sealing: make(chan struct{}, 1), locating: make(chan struct{}, 1),
 	}
 	t.life, t.end = context.WithCancel(context.Background())
 	t.setInfo(nil, token.StateAbsent)
@@ -196,15 +197,16 @@ func (t *Token) setInfo(b *binding, s token.State) {
 	t.info.Store(&info)
 }
 
-// parallel returns how many sessions do operations at once: one is the anchor's, if there are
-// two at least.
+// parallel returns how many operations are worth having under way: as many as there are sessions that
+// do operations, and as many again that are on their way there or being verified here. One
+// session is the anchor's, if there are two at least.
 func (i tokenInfo) parallel(limit int) int {
 	for _, most := range []uint64{i.maxSessions, i.maxWriteSession} {
 		if most != 0 && most < 1<<31 { // 0 and CK_UNAVAILABLE_INFORMATION say nothing
 			limit = min(limit, max(int(most)-1, 1))
 		}
 	}
-	return limit
+	return 2 * limit
 }
 
 // take takes the lock unless ctx or the token ends.
@@ -425,7 +427,7 @@ func stale(err error) bool {
 	case ckrSessionInvalid, ckrSessionClosed, ckrUserNotLoggedIn:
 		return true
 	}
-	return deviceLost(err)
+	return deviceLost(err) || errors.Is(err, errRetired)
 }
 
 func deviceLost(err error) bool {

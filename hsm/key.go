@@ -169,6 +169,16 @@ func (k *key) locate(ctx context.Context, b *binding) (*place, error) {
 	if k.handle.serial != b.info.serial {
 		return nil, fmt.Errorf("%w: the key is in the token with serial %q", token.ErrReplaced, k.handle.serial)
 	}
+	// One at a time: while SoftHSM copies a key, the copy looks like a key of the token.
+	select {
+	case k.token.locating <- struct{}{}:
+		defer func() { <-k.token.locating }()
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	if p := k.place.Load(); p != nil && p.child == b.child {
+		return p, nil
+	}
 	found, err := k.token.find(ctx, b, ckoPrivateKey, k.handle.id, ckaKeyType, ckaAlwaysAuthenticate)
 	if err != nil {
 		return nil, err

@@ -190,8 +190,8 @@ func (m *Module) ensure(ctx context.Context) (*child, error) {
 func (m *Module) untilStart() time.Duration {
 	if old := m.child; old != nil {
 		m.child = nil
-		if old.ended().Sub(old.started) < shortLife {
-			m.backOff(old.ended())
+		if old.endedAt.Sub(old.started) < shortLife {
+			m.backOff(old.endedAt)
 		} else {
 			m.failures = 0
 		}

@@ -1,51 +1,59 @@
 package hsm
 
 import (
-	"errors"
 	"fmt"
 	"io"
-	"net"
 	"os"
-	"sync"
+	"runtime"
+	"syscall"
 )
+
+// maxLines is what the largest number of sessions leads to.
+const maxLines = 2*maxSessionLimit + 3
 
 // backend executes calls in the helper. It may be called from several goroutines at once.
 type backend interface {
 	execute(c *call) *reply
 }
 
-// ServeModule is the helper process: it loads the module that the agent names as its first
-// call on descriptor 3, and executes calls, each on its own thread, until the agent closes the
-// socket. It does not wait for calls that a module does not finish.
+// ServeModule is the helper process: it loads the module that the agent names in its first
+// call on descriptor 3, and then executes calls, on each of the sockets that it inherited one after
+// another, until the agent closes them. It does not wait for calls that a module does not finish.
 func ServeModule() error {
-	file := os.NewFile(helperFD, "agent")
-	conn, err := net.FileConn(file)
-	if err = errors.Join(err, file.Close()); err != nil {
+	first := &socket{firstFD}
+	frame, err := newFrames(first).next()
+	if err != nil {
 		return fmt.Errorf("this command is started by the agent: %w", err)
 	}
-	defer conn.Close()
-	return serve(conn, newModule)
-}
-
-func serve(conn io.ReadWriter, open func(*call) (backend, error)) error {
-	f := newFrames(conn)
-	w := &replyWriter{w: conn}
-	frame, err := f.next()
-	if err != nil {
-		return fmt.Errorf("read first call: %w", err)
-	}
-	id, c, err := decodeCall(frame)
-	if err != nil || c.op != opInit || len(c.data) != 2 {
+	c, err := decodeCall(frame)
+	if err != nil || c.op != opInit || len(c.data) != 2 || c.other == 0 || c.other > maxLines {
 		return fmt.Errorf("first call: %w", errFrame)
 	}
-	b, err := open(c)
-	if err != nil {
-		r := failure(err)
-		return errors.Join(fmt.Errorf("load module: %w", err), w.send(id, r))
+	for i := range int(c.other) {
+		syscall.CloseOnExec(firstFD + i)
 	}
-	if err := w.send(id, &reply{}); err != nil {
+	// A thread in a module or in a read keeps its place in Go's scheduler if there are
+	// places enough, and nothing has to be handed over.
+	runtime.GOMAXPROCS(max(runtime.GOMAXPROCS(0), int(c.other)+2))
+	b, err := newModule(c)
+	if err != nil {
+		send(first, nil, failure(err))
+		return fmt.Errorf("load module: %w", err)
+	}
+	if _, err := send(first, nil, &reply{}); err != nil {
 		return err
 	}
+	ended := make(chan error, c.other)
+	for i := range int(c.other) {
+		go func() { ended <- serve(&socket{firstFD + i}, b) }()
+	}
+	return <-ended
+}
+
+// serve executes the calls of one socket.
+func serve(conn io.ReadWriter, b backend) error {
+	f := newFrames(conn)
+	var out []byte
 	for {
 		frame, err := f.next()
 		if err == io.EOF {
@@ -54,17 +62,51 @@ func serve(conn io.ReadWriter, open func(*call) (backend, error)) error {
 		if err != nil {
 			return fmt.Errorf("read call: %w", err)
 		}
-		id, c, err := decodeCall(frame)
+		c, err := decodeCall(frame)
 		if err != nil {
 			return fmt.Errorf("read call: %w", err)
 		}
-		go func() {
-			r := b.execute(c)
-			clear(frame)
-			w.send(id, r) // if the agent is gone, the reader knows
-			r.wipe()
-		}()
+		r := b.execute(c)
+		clear(frame)
+		out, err = send(conn, out[:0], r)
+		r.wipe()
+		if err != nil {
+			return fmt.Errorf("write reply: %w", err)
+		}
 	}
+}
+
+// socket reads and writes a descriptor in the calling thread, which sleeps in the kernel: a call
+// wakes the thread that will execute it, and no other. The agent's end alone is set not to block.
+type socket struct{ fd int }
+
+func (s *socket) Read(b []byte) (int, error) {
+	for {
+		n, err := syscall.Read(s.fd, b)
+		switch {
+		case err == syscall.EINTR:
+		case err != nil:
+			return 0, os.NewSyscallError("read", err)
+		case n == 0 && len(b) != 0:
+			return 0, io.EOF
+		default:
+			return n, nil
+		}
+	}
+}
+
+func (s *socket) Write(b []byte) (done int, err error) {
+	for done < len(b) {
+		n, err := syscall.Write(s.fd, b[done:])
+		switch {
+		case err == syscall.EINTR:
+		case err != nil:
+			return done, os.NewSyscallError("write", err)
+		default:
+			done += n
+		}
+	}
+	return done, nil
 }
 
 // wipe overwrites the octets, which may be secrets.
@@ -82,20 +124,14 @@ func failure(err error) *reply {
 	return &reply{text: err.Error()}
 }
 
-type replyWriter struct {
-	mu  sync.Mutex
-	w   io.Writer // guarded by mu
-	out []byte    // guarded by mu
-}
-
-func (w *replyWriter) send(id uint64, r *reply) error {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.out = appendReply(w.out[:0], id, r)
-	if len(w.out) > maxFrame {
-		w.out = appendReply(w.out[:0], id, &reply{text: "the module's answer is too long"})
+// send writes a reply and returns the buffer, wiped.
+func send(w io.Writer, out []byte, r *reply) ([]byte, error) {
+	out = appendReply(out, r)
+	if len(out) > maxFrame {
+		clear(out)
+		out = appendReply(out[:0], &reply{text: "the module's answer is too long"})
 	}
-	_, err := w.w.Write(w.out)
-	clear(w.out)
-	return err
+	_, err := w.Write(out)
+	clear(out)
+	return out, err
 }

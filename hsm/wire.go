@@ -7,9 +7,9 @@ import (
 	"io"
 )
 
-// The agent and its helper speak in frames: four octets length, big endian, then a uvarint
-// number that pairs a reply with its call, then the call or reply. Numbers are uvarints,
-// octets are preceded by their number. Both ends are the same binary, so there are no versions.
+// The agent and its helper speak in frames, over several sockets: four octets length, big endian,
+// then a call, which is answered on the same socket by a reply. Numbers are uvarints, octets are
+// preceded by their number. Both ends are the same binary, so there are no versions.
 
 // maxFrame bounds a frame: the agent's own frames have at most 256 KiB.
 const maxFrame = 1 << 20
@@ -122,10 +122,9 @@ func appendList(b []byte, list [][]byte) []byte {
 }
 
 // appendCall appends the frame of a call.
-func appendCall(b []byte, id uint64, c *call) []byte {
+func appendCall(b []byte, c *call) []byte {
 	start := len(b)
-	b = binary.AppendUvarint(append(b, 0, 0, 0, 0), id)
-	b = append(b, byte(c.op))
+	b = append(b, 0, 0, 0, 0, byte(c.op))
 	b = binary.AppendUvarint(b, c.slot)
 	b = binary.AppendUvarint(b, c.object)
 	b = binary.AppendUvarint(b, c.other)
@@ -144,10 +143,9 @@ func appendCall(b []byte, id uint64, c *call) []byte {
 }
 
 // appendReply appends the frame of a reply.
-func appendReply(b []byte, id uint64, r *reply) []byte {
+func appendReply(b []byte, r *reply) []byte {
 	start := len(b)
-	b = binary.AppendUvarint(append(b, 0, 0, 0, 0), id)
-	b = binary.AppendUvarint(b, uint64(r.code))
+	b = binary.AppendUvarint(append(b, 0, 0, 0, 0), uint64(r.code))
 	b = appendOctets(b, []byte(r.text))
 	b = binary.AppendUvarint(b, uint64(len(r.numbers)))
 	for _, n := range r.numbers {
@@ -264,10 +262,9 @@ func (d *decoder) err() error {
 }
 
 // decodeCall decodes a frame without its length. The call refers to b.
-func decodeCall(b []byte) (id uint64, c *call, err error) {
+func decodeCall(b []byte) (*call, error) {
 	d := decoder{b: b}
-	c = new(call)
-	id = d.number()
+	c := new(call)
 	c.op = operation(d.octet())
 	c.slot, c.object, c.other = d.number(), d.number(), d.number()
 	c.mech.kind = d.number()
@@ -281,19 +278,18 @@ func decodeCall(b []byte) (id uint64, c *call, err error) {
 	c.pin = d.octets()
 	c.limit = d.number()
 	if err := d.err(); err != nil {
-		return 0, nil, err
+		return nil, err
 	}
 	if c.op == 0 || c.op >= opEnd || c.mech.param >= paramEnd {
-		return 0, nil, errFrame
+		return nil, errFrame
 	}
-	return id, c, nil
+	return c, nil
 }
 
 // decodeReply decodes a frame without its length. The reply refers to b.
-func decodeReply(b []byte) (id uint64, r *reply, err error) {
+func decodeReply(b []byte) (*reply, error) {
 	d := decoder{b: b}
-	r = new(reply)
-	id = d.number()
+	r := new(reply)
 	r.code = Code(d.number())
 	r.text = string(d.octets())
 	if n := d.count(); n > 0 {
@@ -316,9 +312,9 @@ func decodeReply(b []byte) (id uint64, r *reply, err error) {
 		}
 	}
 	if err := d.err(); err != nil {
-		return 0, nil, err
+		return nil, err
 	}
-	return id, r, nil
+	return r, nil
 }
 
 // frames reads frames. What it has handed out is wiped from its buffer: frames carry PINs,

@@ -32,29 +32,26 @@ func someReplies() []*reply {
 func TestFrames(t *testing.T) {
 	t.Parallel()
 	var stream []byte
-	for i, c := range someCalls() {
-		stream = appendCall(stream, uint64(i), c)
+	for _, c := range someCalls() {
+		stream = appendCall(stream, c)
 	}
-	for i, r := range someReplies() {
-		stream = appendReply(stream, uint64(i), r)
+	for _, r := range someReplies() {
+		stream = appendReply(stream, r)
 	}
 	large := &call{op: opSign, data: [][]byte{make([]byte, 300<<10)}}
-	stream = appendCall(stream, 99, large)
+	stream = appendCall(stream, large)
 	for name, r := range map[string]io.Reader{
 		"whole": bytes.NewReader(stream), "one octet at a time": iotest.OneByteReader(bytes.NewReader(stream)),
 		"halves": iotest.HalfReader(bytes.NewReader(stream)), "end with data": iotest.DataErrReader(bytes.NewReader(stream)),
 	} {
 		f := newFrames(r)
-		for i, c := range append(someCalls(), nil) {
-			if c == nil {
-				break
-			}
+		for i, c := range someCalls() {
 			frame, err := f.next()
 			if err != nil {
 				t.Fatalf("%s: %v", name, err)
 			}
-			id, got, err := decodeCall(frame)
-			if err != nil || id != uint64(i) || !bytes.Equal(appendCall(nil, id, got), appendCall(nil, id, c)) {
+			got, err := decodeCall(frame)
+			if err != nil || !bytes.Equal(appendCall(nil, got), appendCall(nil, c)) {
 				t.Errorf("%s: call %d is %v, %v", name, i, got, err)
 			}
 		}
@@ -63,12 +60,12 @@ func TestFrames(t *testing.T) {
 			if err != nil {
 				t.Fatalf("%s: %v", name, err)
 			}
-			id, got, err := decodeReply(frame)
-			if err != nil || id != uint64(i) || !bytes.Equal(appendReply(nil, id, got), appendReply(nil, id, want)) {
+			got, err := decodeReply(frame)
+			if err != nil || !bytes.Equal(appendReply(nil, got), appendReply(nil, want)) {
 				t.Errorf("%s: reply %d is %v, %v", name, i, got, err)
 			}
 		}
-		if frame, err := f.next(); err != nil || !bytes.Equal(frame, appendCall(nil, 99, large)[4:]) {
+		if frame, err := f.next(); err != nil || !bytes.Equal(frame, appendCall(nil, large)[4:]) {
 			t.Errorf("%s: the large frame has %d octets, %v", name, len(frame), err)
 		}
 		if _, err := f.next(); err != io.EOF {
@@ -93,13 +90,13 @@ func TestFramesRefuse(t *testing.T) {
 		}
 	}
 	for _, c := range someCalls() {
-		frame := appendCall(nil, 3, c)[4:]
+		frame := appendCall(nil, c)[4:]
 		for n := range frame {
-			if _, _, err := decodeCall(frame[:n]); err == nil {
+			if _, err := decodeCall(frame[:n]); err == nil {
 				t.Errorf("the first %d octets of %x are a call", n, frame)
 			}
 		}
-		if _, _, err := decodeCall(append(frame, 0)); err == nil {
+		if _, err := decodeCall(append(frame, 0)); err == nil {
 			t.Errorf("%x and a zero are a call", frame)
 		}
 	}
@@ -107,10 +104,10 @@ func TestFramesRefuse(t *testing.T) {
 
 func FuzzDecodeCall(f *testing.F) {
 	for _, c := range someCalls() {
-		f.Add(appendCall(nil, 1, c)[4:])
+		f.Add(appendCall(nil, c)[4:])
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
-		if id, c, err := decodeCall(b); err == nil && !bytes.Equal(appendCall(nil, id, c)[4:], b) {
+		if c, err := decodeCall(b); err == nil && !bytes.Equal(appendCall(nil, c)[4:], b) {
 			t.Errorf("%x decodes to %v", b, c)
 		}
 	})
@@ -118,10 +115,10 @@ func FuzzDecodeCall(f *testing.F) {
 
 func FuzzDecodeReply(f *testing.F) {
 	for _, r := range someReplies() {
-		f.Add(appendReply(nil, 1, r)[4:])
+		f.Add(appendReply(nil, r)[4:])
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
-		if id, r, err := decodeReply(b); err == nil && !bytes.Equal(appendReply(nil, id, r)[4:], b) {
+		if r, err := decodeReply(b); err == nil && !bytes.Equal(appendReply(nil, r)[4:], b) {
 			t.Errorf("%x decodes to %v", b, r)
 		}
 	})
