@@ -11,16 +11,20 @@ import (
 
 	"github.com/mesh-agent/mesh-agent/client"
 	"github.com/mesh-agent/mesh-agent/mesh"
+	"github.com/mesh-agent/mesh-agent/token"
 )
 
 func newDecryptCommand(a *app) *cobra.Command {
 	var key string
-	var partials []string
+	var partials, signers []string
 	c := &cobra.Command{
 		Use:   "decrypt [--key UDF] [FILE]",
 		Short: "Open a DARE envelope",
 		Long: `Opens the DARE envelope (a JSON array) in FILE or standard input and writes its
 plaintext. Without --key it tries the agent's keys, first those that the envelope names.
+
+Signatures are verified before anything is decrypted: with --signer, one of that signer must
+be there and good.
 
 With --partial, the agent's key is one share and the files hold the agreements of the other
 shares, as "agree" prints them. With --partial and no --key they are all shares, and no
@@ -37,6 +41,9 @@ agent is needed.`,
 			if err != nil {
 				return fmt.Errorf("read envelope: %w", err)
 			}
+			if err := a.verifyFirst(c.Context(), envelope, signers); err != nil {
+				return err
+			}
 			points, err := a.readPoints(partials)
 			if err != nil {
 				return err
@@ -46,6 +53,9 @@ agent is needed.`,
 				return err
 			}
 			defer clear(seed)
+			if err := envelope.CheckWitness(seed); err != nil {
+				return err
+			}
 			plaintext, err := envelope.Open(seed)
 			if err != nil {
 				return err
@@ -54,6 +64,7 @@ agent is needed.`,
 		},
 	}
 	c.Flags().StringVar(&key, "key", "", "`UDF` of the key (default: every key that could)")
+	c.Flags().StringArrayVar(&signers, "signer", nil, "whose signature it must have: `file` or UDF, as of verify; once for each")
 	c.Flags().StringArrayVar(&partials, "partial", nil, "`file` with the agreement of another share; once for each")
 	return c
 }
@@ -154,7 +165,7 @@ func firstSeed(ctx context.Context, conn *client.Client, tries []attempt, partia
 	}
 	var status *client.StatusError
 	if errors.As(refusal, &status) && status.Status == 400 {
-		return nil, hint(refusal, "if the key is a share, add the agreements of the other holders by --partial")
+		return nil, hint(token.ErrDecrypt, "if the key is a share, add the agreements of the other holders by --partial")
 	}
 	return nil, refusal
 }

@@ -21,7 +21,9 @@ func newKeyCommand(a *app) *cobra.Command {
 		newKeyResealCommand(a), newKeyExportCommand(a), newKeyAdoptCommand(a))
 }
 
-const useHelp = "what the key is for: ssh, sign, decrypt, agree or split"
+const useHelp = "what the key is for: ssh, sign, sign-assertion, decrypt, agree, authenticate or split"
+
+const tagHelp = "for use sign-assertion: `tag` of the bodies that the key signs, such as ConnectionDevice; once for each"
 
 const shareToHelp = "for use split: `file` with the public key (X25519 or X448) of one who gets a share; once for each"
 
@@ -64,6 +66,7 @@ func newKeyGenerateCommand(a *app) *cobra.Command {
 	c.Flags().StringVar(&request.Use, "use", "", useHelp)
 	c.Flags().StringVar(&request.Label, "label", "", "a `text` for people")
 	c.Flags().StringArrayVar(&shareTo, "share-to", nil, shareToHelp)
+	c.Flags().StringArrayVar(&request.Tags, "tag", nil, tagHelp)
 	c.Flags().StringVar(&generation, "generation", "g1", "which UDF to print: g1 or g2")
 	required(c, "alg", "use")
 	return c
@@ -197,6 +200,9 @@ func (a *app) printKey(k mesh.KeyInfo) error {
 	}
 	if k.Label != "" {
 		rows = append(rows, []string{"label", k.Label})
+	}
+	for _, tag := range k.Tags {
+		rows = append(rows, []string{"signs", tag})
 	}
 	for _, to := range k.ShareTo {
 		rows = append(rows, []string{"share to", to})

@@ -30,10 +30,8 @@ func (a *app) recipients(ctx context.Context, names []string) ([]token.PublicKey
 }
 
 func (a *app) recipient(ctx context.Context, name string) (token.PublicKey, error) {
-	if _, err := os.Stat(name); err != nil && name != "-" {
-		if _, bad := mesh.NormalizeKeyID(name); bad == nil && len(name) >= 28 {
-			return a.recipientNamed(ctx, name)
-		}
+	if isKeyName(name) {
+		return a.recipientNamed(ctx, name)
 	}
 	data, err := a.read(name, maxDocument)
 	if err != nil {
@@ -49,6 +47,16 @@ func (a *app) recipient(ctx context.Context, name string) (token.PublicKey, erro
 		return token.PublicKey{}, hint(err, "give what `mesh-agent key public UDF`, `account profile` or `device profile --connection` prints")
 	}
 	return key, nil
+}
+
+// isKeyName reports whether a word is a UDF and not the name of a file.
+func isKeyName(name string) bool {
+	id, err := mesh.NormalizeKeyID(name)
+	if err != nil || len(id) < 28 {
+		return false
+	}
+	_, err = os.Stat(name)
+	return err != nil
 }
 
 // recipientIn reads a public key, the profile of an account, a connection, or a

@@ -1,0 +1,272 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/mesh-agent/mesh-agent/client"
+	"github.com/mesh-agent/mesh-agent/internal/strictjson"
+	"github.com/mesh-agent/mesh-agent/mesh"
+	"github.com/mesh-agent/mesh-agent/mesh/device"
+	"github.com/mesh-agent/mesh-agent/token"
+)
+
+// envelopeFlags are those of sign that make a DARE envelope.
+type envelopeFlags struct {
+	dare        bool
+	to          []string
+	generation  string
+	contentType string
+	includeKey  bool
+}
+
+func (f *envelopeFlags) add(c *cobra.Command) {
+	c.Flags().BoolVar(&f.dare, "dare", false, "print a signed DARE envelope around the message")
+	c.Flags().StringArrayVar(&f.to, "to", nil, "with --dare: encrypt to this recipient, as encrypt does; once for each")
+	c.Flags().StringVar(&f.generation, "generation", "g1", "with --dare: wire format of the signature, g1 or g2")
+	c.Flags().StringVar(&f.contentType, "content-type", "", "with --dare: media `type` to note in the header")
+	c.Flags().BoolVar(&f.includeKey, "include-key", false, "with --dare: put the public key beside the signature")
+}
+
+// check refuses flags that mean nothing without --dare.
+func (f *envelopeFlags) check(c *cobra.Command) error {
+	for _, name := range []string{"to", "generation", "content-type", "include-key"} {
+		if !f.dare && c.Flags().Changed(name) {
+			return usageError{fmt.Errorf("--%s needs --dare", name)}
+		}
+	}
+	if f.dare && (c.Flags().Changed("raw") || c.Flags().Changed("mode")) {
+		return usageError{errors.New("--dare excludes --raw and --mode")}
+	}
+	return nil
+}
+
+// agentKey is a key of the agent that signs octets.
+type agentKey struct {
+	conn   *client.Client
+	udf    string
+	public token.PublicKey
+}
+
+var _ mesh.Signer = agentKey{}
+
+// Public returns the public key.
+func (k agentKey) Public() token.PublicKey { return k.public }
+
+// Sign implements mesh.Signer.
+func (k agentKey) Sign(ctx context.Context, octets []byte) ([]byte, error) {
+	return k.conn.Sign(ctx, k.udf, octets, "")
+}
+
+// signEnvelope makes a signed envelope. A key of use sign-assertion gets the body, to see what it
+// signs; one of use sign the digest.
+func (a *app) signEnvelope(ctx context.Context, f envelopeFlags, key string, message []byte) error {
+	g, err := parseGeneration(f.generation)
+	if err != nil {
+		return err
+	}
+	recipients, err := a.recipients(ctx, f.to)
+	if err != nil {
+		return err
+	}
+	return a.with(ctx, func(conn *client.Client) error {
+		info, err := conn.KeyShow(ctx, key)
+		if err != nil {
+			return err
+		}
+		if slices.Contains(info.Operations, "SignEnvelope") {
+			op := mesh.OperationSignEnvelope{KeyId: key, Body: message, Generation: g.String(), IncludeKey: f.includeKey}
+			for _, to := range recipients {
+				op.Recipients = append(op.Recipients, mesh.MarshalKeyDataPublic(to, g))
+			}
+			out, err := conn.SignEnvelope(ctx, op)
+			if err != nil {
+				return err
+			}
+			return a.print(append(out, '\n'))
+		}
+		public, err := info.PublicKey.PublicKey()
+		if err != nil {
+			return err
+		}
+		e, err := mesh.NewEnvelope(ctx, message, mesh.EnvelopeOptions{
+			Generation: g, Meta: mesh.ContentMeta{ContentType: f.contentType}, Recipients: recipients,
+			Signers: []mesh.Signer{agentKey{conn, key, public}}, IncludeKey: f.includeKey,
+		})
+		if err != nil {
+			return err
+		}
+		out, err := e.Marshal()
+		if err != nil {
+			return err
+		}
+		return a.print(append(out, '\n'))
+	})
+}
+
+func newVerifyCommand(a *app) *cobra.Command {
+	var signers []string
+	var body bool
+	c := &cobra.Command{
+		Use:   "verify [--signer FILE]... [FILE]",
+		Short: "Verify the signatures of a DARE envelope",
+		Long: `Verifies the signatures of the DARE envelope in FILE or standard input, over the exact
+octets of its body, and prints who signed. A signer is a file with a public KeyData, an account's
+profile, a device's profile or its connection, or the UDF of a key of the agent. Without
+--signer the keys in the envelope itself are taken: then the signature shows only that nothing
+was changed since, and who signed is a claim, which is said.
+
+With --body the body is written if the signature is good. An encrypted body is not opened: "decrypt
+--signer" does both.`,
+		Args: args(cobra.MaximumNArgs(1)),
+		RunE: func(c *cobra.Command, files []string) error {
+			data, err := a.read(optional(files), maxDocument)
+			if err != nil {
+				return err
+			}
+			e, err := mesh.ParseEnvelope(data)
+			if err != nil {
+				return fmt.Errorf("read envelope: %w", err)
+			}
+			accepted, err := a.signerKeys(c.Context(), signers)
+			if err != nil {
+				return err
+			}
+			if len(signers) == 0 {
+				if accepted, err = e.SignerKeys(); err != nil {
+					return hint(err, "say whose signature it should be: --signer")
+				}
+				a.say("the signer's key is the one in the envelope, which anybody can put there")
+			}
+			by, err := e.Verify(accepted...)
+			switch {
+			case err != nil:
+				return err
+			case body:
+				return a.print(e.Body)
+			}
+			return a.printSigners(by)
+		},
+	}
+	c.Flags().StringArrayVar(&signers, "signer", nil, "whose signature is accepted: `file` or UDF; once for each")
+	c.Flags().BoolVar(&body, "body", false, "write the body")
+	return c
+}
+
+// printSigners prints the UDFs of who signed.
+func (a *app) printSigners(by []mesh.SignedBy) error {
+	var out strings.Builder
+	for _, s := range by {
+		udf, err := mesh.Fingerprint(s.Key, s.Generation)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintln(&out, udf)
+	}
+	return a.print([]byte(out.String()))
+}
+
+// signerKeys returns the keys of signers that are named by files or UDFs.
+func (a *app) signerKeys(ctx context.Context, names []string) ([]token.PublicKey, error) {
+	var keys []token.PublicKey
+	for _, name := range names {
+		if isKeyName(name) {
+			info, err := a.keyInfo(ctx, name)
+			if err != nil {
+				return nil, err
+			}
+			key, err := info.PublicKey.PublicKey()
+			if err != nil {
+				return nil, err
+			}
+			keys = append(keys, key)
+			continue
+		}
+		data, err := a.readJSON(name)
+		if err != nil {
+			return nil, err
+		}
+		found, err := signersIn(data)
+		if err != nil {
+			return nil, fmt.Errorf("read signer %s: %w", title(name), err)
+		}
+		keys = append(keys, found...)
+	}
+	return keys, nil
+}
+
+// signersIn are the keys for signatures in a public KeyData, a profile or a connection.
+func signersIn(data strictjson.Value) ([]token.PublicKey, error) {
+	now := time.Now()
+	if data.Kind() != '[' {
+		key, err := mesh.ParseKeyDataPublic(data)
+		return []token.PublicKey{key}, err
+	}
+	e, err := mesh.ParseEnvelope(data)
+	if err != nil {
+		return nil, err
+	}
+	tagged, err := mesh.DecodeBody(e.Body)
+	if err != nil {
+		return nil, err
+	}
+	switch tagged.Tag {
+	case device.TagProfileUser, device.TagProfileGroup:
+		p, err := device.ParseProfileUser(e, now)
+		if err != nil {
+			return nil, err
+		}
+		keys := append(p.Roots, p.Administrator)
+		if p.Signature.Octets != nil {
+			keys = append(keys, p.Signature)
+		}
+		return keys, nil
+	case device.TagProfileDevice, device.TagProfileHost:
+		p, err := device.ParseProfileDevice(e, now)
+		if err != nil {
+			return nil, err
+		}
+		return append(p.Roots, p.Signature), nil
+	}
+	c, err := device.ParseConnection(e, generationOf(e), now)
+	if err != nil {
+		return nil, err
+	}
+	if c.Signature == nil {
+		return nil, fmt.Errorf("a %s has no key for signatures", c.Tag)
+	}
+	return []token.PublicKey{*c.Signature}, nil
+}
+
+// verifyFirst verifies the signatures of an envelope before anything is decrypted. Without
+// signers, keys in the envelope are taken, which shows a change at least; signatures by
+// keys that are not known are said to be unverified.
+func (a *app) verifyFirst(ctx context.Context, e *mesh.Envelope, names []string) error {
+	accepted, err := a.signerKeys(ctx, names)
+	if err != nil {
+		return err
+	}
+	if len(names) > 0 {
+		_, err := e.Verify(accepted...)
+		return err
+	}
+	if e.Trailer == nil || len(e.Trailer.Signatures) == 0 {
+		return nil
+	}
+	if accepted, err = e.SignerKeys(); err == nil {
+		_, err = e.Verify(accepted...)
+		if err != nil {
+			return err
+		}
+	} else if _, err := e.Manifest(mesh.G1); err != nil { // the digest at least
+		return err
+	}
+	a.say("it is signed, but whose signature it should be is not said: --signer")
+	return nil
+}
