@@ -32,7 +32,7 @@ func (w *worker) connect(ctx context.Context) error {
 		ours, err := w.try(ctx, r)
 		switch {
 		case ours:
-			w.bind(place{r.Name, r.Events})
+			w.bind(w.session.seen.place)
 			return nil
 		case err == nil:
 			others++
@@ -115,7 +115,7 @@ func (w *worker) try(ctx context.Context, r pcsc.Reader) (ours bool, err error) 
 	}
 	s := &session{
 		Applet: applet.New(card), worker: w, card: card, since: time.Now(),
-		checked: map[applet.Slot]applet.Metadata{},
+		seen: sighting{place: place{r.Name, r.Events}, since: time.Now(), checked: map[applet.Slot]applet.Metadata{}},
 	}
 	if err = card.Begin(ctx); err == nil {
 		if ours, err = w.identify(ctx, s); ours {
@@ -143,10 +143,14 @@ func (w *worker) patiently(ctx context.Context, reader string) (*pcsc.Card, erro
 	}
 }
 
-// identify selects the application and compares the serial number.
+// identify selects the application and compares the serial number, unless it was seen just now.
 func (w *worker) identify(ctx context.Context, s *session) (bool, error) {
 	if err := s.Select(ctx); err != nil {
 		return false, notOurs(err)
+	}
+	if w.left.holds(s.seen.place) {
+		s.seen = w.left
+		return true, nil
 	}
 	version := w.version
 	if version == (applet.Version{}) {

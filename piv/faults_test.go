@@ -165,6 +165,7 @@ func TestMidOperation(t *testing.T) {
 				}
 				return card(apdu)
 			})
+			b.idle(t) // so that the application is selected
 			err := sign(t.Context(), k, token.Auth{})
 			if c.want == nil && err != nil {
 				t.Errorf("sign: %v", err)

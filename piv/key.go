@@ -28,7 +28,7 @@ func (t *Token) Open(ctx context.Context, req token.OpenRequest) (token.Key, err
 		return nil, fmt.Errorf("%s: open key: %w", Name(t.options.Serial), err)
 	}
 	m, err := do(ctx, t, "open key", func(ctx context.Context, s *session) (applet.Metadata, error) {
-		delete(s.checked, h.slot)
+		delete(s.seen.checked, h.slot)
 		return s.check(ctx, h.slot, h.index)
 	})
 	if err != nil {
@@ -71,11 +71,11 @@ func newKey(t *Token, h handle, req token.OpenRequest, p token.Policy) (token.Ke
 }
 
 var (
-	_ token.SelfVerifier = (*ecdsaKey)(nil)
-	_ token.SelfVerifier = (*ed25519Key)(nil)
-	_ token.SelfVerifier = (*rsaKey)(nil)
-	_ token.Decrypter    = (*decryptKey)(nil)
-	_ token.PointAgreer  = (*agreeKey)(nil)
+	_ token.Signer      = (*ecdsaKey)(nil)
+	_ token.Signer      = (*ed25519Key)(nil)
+	_ token.Signer      = (*rsaKey)(nil)
+	_ token.Decrypter   = (*decryptKey)(nil)
+	_ token.PointAgreer = (*agreeKey)(nil)
 )
 
 // key is what all keys have in common. It is immutable.
@@ -101,7 +101,8 @@ func (k *key) use(ctx context.Context, what string, auth token.Auth, operations 
 	if k.policy.PIN == token.PINAlways && len(auth.PIN) == 0 {
 		return nil, fmt.Errorf("%s: %s: %w: this key asks each time", Name(k.token.options.Serial), what, needed(token.TriesUnknown))
 	}
-	return do(ctx, k.token, what, func(ctx context.Context, s *session) ([][]byte, error) {
+	r := &request{ctx: ctx, blind: k.policy.Touch == token.TouchNever && k.policy.PIN != token.PINAlways}
+	return perform(k.token, what, r, func(ctx context.Context, s *session) ([][]byte, error) {
 		if _, err := s.check(ctx, k.handle.slot, k.handle.index); err != nil {
 			return nil, err
 		}
@@ -137,7 +138,7 @@ func (k *key) operate(ctx context.Context, s *session, auth token.Auth, op opera
 		}
 	case k.policy.PIN == token.PINOnce:
 		b, err := op(ctx, s)
-		if !errors.Is(err, apdu.SecurityStatus) {
+		if !errors.Is(err, apdu.SecurityStatus) || s.unsure {
 			return b, err
 		}
 		if err := s.login(ctx, auth); err != nil {
@@ -196,9 +197,22 @@ func (k *key) sign(ctx context.Context, auth token.Auth, block []byte, right fun
 		return nil, err
 	}
 	if !right(results[0]) {
-		return nil, fmt.Errorf("%s: sign: %w: signature does not verify", Name(k.token.options.Serial), token.ErrFault)
+		return nil, k.fault(ctx, "sign", errors.New("signature does not verify"))
 	}
 	return results[0], nil
+}
+
+// fault finds out why a result is wrong: token.ErrNotFound if another program has put another key
+// into the slot meanwhile, else token.ErrFault.
+func (k *key) fault(ctx context.Context, what string, reason error) error {
+	_, err := do(ctx, k.token, what, func(ctx context.Context, s *session) (applet.Metadata, error) {
+		delete(s.seen.checked, k.handle.slot)
+		return s.check(ctx, k.handle.slot, k.handle.index)
+	})
+	if err != nil {
+		return err
+	}
+	return fmt.Errorf("%s: %s: %w: %w", Name(k.token.options.Serial), what, token.ErrFault, reason)
 }
 
 func (k *key) unsupported(req token.SignRequest) error {
@@ -238,9 +252,6 @@ func (k *ecdsaKey) Sign(ctx context.Context, req token.SignRequest) ([]byte, err
 	}
 	return k.sign(ctx, req.Auth, fit(digest, k.curve.ScalarLen()), func(sig []byte) bool { return k.verify(digest, sig) })
 }
-
-// VerifiesSignatures says that Sign does.
-func (k *ecdsaKey) VerifiesSignatures() {}
 
 func (k *ecdsaKey) verify(digest, signature []byte) bool {
 	var value struct{ R, S *big.Int } // RFC 3279, 2.2.3
@@ -283,9 +294,6 @@ func (k *ed25519Key) Sign(ctx context.Context, req token.SignRequest) ([]byte, e
 	return k.sign(ctx, req.Auth, req.Message, func(sig []byte) bool { return ed25519.Verify(k.standard, req.Message, sig) })
 }
 
-// VerifiesSignatures says that Sign does.
-func (k *ed25519Key) VerifiesSignatures() {}
-
 // rsaKey is an RSA key that signs.
 type rsaKey struct {
 	key
@@ -318,9 +326,6 @@ func (k *rsaKey) Sign(ctx context.Context, req token.SignRequest) ([]byte, error
 	return k.sign(ctx, req.Auth, block, right)
 }
 
-// VerifiesSignatures says that Sign does.
-func (k *rsaKey) VerifiesSignatures() {}
-
 // decryptKey is an RSA key that decrypts.
 type decryptKey struct {
 	key
@@ -340,7 +345,7 @@ func (k *decryptKey) Decrypt(ctx context.Context, req token.DecryptRequest) ([]b
 	block := results[0]
 	defer clear(block)
 	if len(block) != k.standard.Size() || !encrypts(k.standard, block, req.Ciphertext) {
-		return nil, fmt.Errorf("%s: decrypt: %w: not the plaintext of this ciphertext", Name(k.token.options.Serial), token.ErrFault)
+		return nil, k.fault(ctx, "decrypt", errors.New("not the plaintext of this ciphertext"))
 	}
 	plaintext, err := unpadOAEP(crypto.SHA256, block, req.Label)
 	if err != nil {
@@ -375,7 +380,7 @@ func (k *agreeKey) AgreePoint(ctx context.Context, req token.AgreeRequest) ([]by
 		return k.use(ctx, "agree", req.Auth, operations...)
 	})
 	if errors.Is(err, keyshare.ErrRecovery) {
-		return nil, fmt.Errorf("%s: agree: %w: %w", Name(k.token.options.Serial), token.ErrFault, err)
+		return nil, k.fault(ctx, "agree", err)
 	}
 	if err != nil {
 		return nil, err

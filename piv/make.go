@@ -68,7 +68,7 @@ func (t *Token) Generate(ctx context.Context, req token.GenerateRequest) (token.
 // change notes that the card changes: nothing is tried twice, and the slot is looked at again.
 func (s *session) change(slot applet.Slot) {
 	s.request.changed = true
-	delete(s.checked, slot)
+	delete(s.seen.checked, slot)
 }
 
 func (t *Token) created(slot applet.Slot, public token.PublicKey, use token.Use, associated []byte, p token.Protection) token.Created {
@@ -78,18 +78,13 @@ func (t *Token) created(slot applet.Slot, public token.PublicKey, use token.Use,
 
 // create runs f with the management key presented.
 func (t *Token) create(ctx context.Context, what string, auth token.Auth, f func(context.Context, *session) (token.Created, error)) (token.Created, error) {
-	var created token.Created
 	r := &request{ctx: ctx, timeout: orDefault(t.options.Timeout, generateTimeout)}
-	r.run = func(ctx context.Context, s *session) (err error) {
-		if err = s.administer(ctx, auth); err == nil {
-			created, err = f(ctx, s)
+	return perform(t, what, r, func(ctx context.Context, s *session) (token.Created, error) {
+		if err := s.administer(ctx, auth); err != nil {
+			return token.Created{}, err
 		}
-		return err
-	}
-	if err := t.submit(r); err != nil {
-		return token.Created{}, fmt.Errorf("%s: %s: %w", Name(t.options.Serial), what, err)
-	}
-	return created, nil
+		return f(ctx, s)
+	})
 }
 
 // administer presents the management key.
@@ -260,7 +255,7 @@ func (t *Token) Delete(ctx context.Context, handle []byte) error {
 		return fmt.Errorf("%s: delete key: %w: no handle of this card", Name(t.options.Serial), token.ErrNotFound)
 	}
 	_, err = t.create(ctx, "delete key", token.Auth{}, func(ctx context.Context, s *session) (token.Created, error) {
-		delete(s.checked, h.slot)
+		delete(s.seen.checked, h.slot)
 		if _, err := s.check(ctx, h.slot, h.index); err != nil {
 			return token.Created{}, err
 		}
@@ -299,7 +294,7 @@ func (t *Token) Adopt(ctx context.Context, req token.AdoptRequest) (token.Create
 		if err != nil || len(req.File) != 0 {
 			return token.Created{}, fmt.Errorf("%w: %w", token.ErrBadRequest, errors.Join(err, errors.New("a slot is needed, and no file")))
 		}
-		delete(s.checked, slot)
+		delete(s.seen.checked, slot)
 		m, err := s.contents(ctx, slot)
 		if err != nil {
 			return token.Created{}, err

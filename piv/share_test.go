@@ -94,6 +94,44 @@ func otherApplet(ctx context.Context, c *pcsc.Client, reader string) error {
 	return card.Disconnect(ctx, pcsc.LeaveCard)
 }
 
+// TestOtherApplication signs after another program has left its own application selected, which the
+// token finds out by a command that fails. The PIN is given to no other application.
+func TestOtherApplication(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, pivtest.Config{}, Options{Linger: time.Minute})
+	k, _ := b.signer(t, token.Policy{})
+	if err := sign(t.Context(), k, token.Auth{}); err != nil {
+		t.Fatal(err)
+	}
+	client, err := pcsc.Dial(t.Context(), b.daemon.Socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	if err := otherApplet(t.Context(), client, b.reader.Name()); err != nil {
+		t.Fatal(err)
+	}
+	piv := false
+	var sent []byte
+	b.card.OnAPDU(func(apdu []byte, card func([]byte) []byte) []byte {
+		sent = append(sent, apdu[1])
+		if apdu[1] == 0xA4 {
+			piv = bytes.HasPrefix(apdu[5:], []byte{0xA0, 0, 0, 3, 8})
+		}
+		if apdu[1] == insVerify && !piv {
+			t.Error("PIN given to another application")
+		}
+		return card(apdu)
+	})
+	if err := sign(t.Context(), k, token.Auth{}); err != nil {
+		t.Error(err)
+	}
+	b.card.OnAPDU(nil)
+	if !bytes.Contains(sent, []byte{0x87, 0xA4}) || !bytes.Contains(sent, []byte{insVerify}) {
+		t.Errorf("commands sent: %x", sent)
+	}
+}
+
 // TestSoak signs while another program selects its own application on the same card,
 // which loses the PIN each time.
 func TestSoak(t *testing.T) {

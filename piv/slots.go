@@ -86,12 +86,12 @@ func (s *session) occupied(ctx context.Context, slot applet.Slot) (bool, error) 
 // contents returns what is in a slot, as the card tells it now or since it was connected.
 // token.ErrNotFound says that the slot is empty.
 func (s *session) contents(ctx context.Context, slot applet.Slot) (applet.Metadata, error) {
-	if m, ok := s.checked[slot]; ok {
+	if m, ok := s.seen.checked[slot]; ok {
 		return m, nil
 	}
 	m, err := s.look(ctx, slot)
 	if err == nil {
-		s.checked[slot] = m
+		s.seen.checked[slot] = m
 	}
 	return m, err
 }

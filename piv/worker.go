@@ -19,15 +19,24 @@ type request struct {
 	// set changed. A nil run looks whether the card is there.
 	run     func(context.Context, *session) error
 	changed bool
-	done    chan error // has room for one
+	// blind says that run does no harm, and presents no PIN, in whatever application is selected.
+	blind bool
+	done  chan error // has room for one
 }
 
 // do runs f in a transaction and returns its result. While it waits for its turn it returns when ctx
 // ends; in a transaction it gives up the connection and then returns, so that what f uses is
 // the caller's again.
 func do[T any](ctx context.Context, t *Token, what string, f func(context.Context, *session) (T, error)) (T, error) {
+	return perform(t, what, &request{ctx: ctx}, f)
+}
+
+// perform is do with a request that says more.
+func perform[T any](t *Token, what string, r *request, f func(context.Context, *session) (T, error)) (T, error) {
 	var result, none T
-	r := &request{ctx: ctx, timeout: orDefault(t.options.Timeout, defaultTimeout)}
+	if r.timeout == 0 {
+		r.timeout = orDefault(t.options.Timeout, defaultTimeout)
+	}
 	if f != nil {
 		r.run = func(ctx context.Context, s *session) (err error) {
 			result, err = f(ctx, s)
@@ -70,6 +79,7 @@ type worker struct {
 	open    bool            // the session's transaction of a request that went well is open still
 	pin     pin
 	version applet.Version // of our card, once known
+	left    sighting       // where the card was let go for a moment
 }
 
 // session is a connection to our card. Only the worker uses it.
@@ -79,7 +89,30 @@ type session struct {
 	request *request
 	card    *pcsc.Card
 	since   time.Time
-	checked map[applet.Slot]applet.Metadata // what was seen in slots since connecting
+	seen    sighting
+	// unsure says that another application may be selected: there was no SELECT in this transaction.
+	unsure bool
+}
+
+// sighting is what was seen of our card.
+type sighting struct {
+	place   place
+	since   time.Time // when its serial number was read
+	last    time.Time // when it was let go
+	checked map[applet.Slot]applet.Metadata
+}
+
+// How long a sighting holds in all, and after the card was let go: too short to put another card in
+// its place. What another program changes in slots meanwhile is noticed by what the card
+// computes, which is verified.
+const (
+	sightingLasts = 5 * time.Second
+	sightingGap   = 50 * time.Millisecond
+)
+
+// holds reports whether a card in this place is ours, by what was seen of it.
+func (g sighting) holds(p place) bool {
+	return g.place == p && time.Since(g.since) < sightingLasts && time.Since(g.last) < sightingGap
 }
 
 func newWorker(t *Token, life context.Context) *worker {
@@ -155,18 +188,13 @@ func (w *worker) note(err error) {
 
 // attempt runs a request in one transaction.
 func (w *worker) attempt(ctx context.Context, r *request) error {
-	err := w.begin(ctx)
-	if err != nil {
-		w.drop(err)
-		return err
+	began, err := w.tryBlind(ctx, r)
+	if !began && err == nil {
+		if err = w.begin(ctx); err == nil {
+			began, err = true, w.run(ctx, r)
+		}
 	}
-	s := w.session
-	s.request = r
-	if r.run != nil {
-		err = r.run(ctx, s)
-	}
-	s.request = nil
-	if w.client.Broken() || stale(err) {
+	if !began || w.client.Broken() || stale(err) {
 		w.drop(err)
 		return err
 	}
@@ -174,13 +202,54 @@ func (w *worker) attempt(ctx context.Context, r *request) error {
 		w.open = true // the result need not wait for end
 		return nil
 	}
-	if endErr := s.card.End(ctx, pcsc.LeaveCard); endErr != nil {
+	if endErr := w.session.card.End(ctx, pcsc.LeaveCard); endErr != nil {
 		w.drop(endErr)
 		if stale(endErr) { // the card was reset under it
 			return fmt.Errorf("%w: %w", endErr, err)
 		}
 	}
 	return err
+}
+
+// run runs a request in a transaction that has begun.
+func (w *worker) run(ctx context.Context, r *request) error {
+	s := w.session
+	s.request = r
+	defer func() { s.request = nil }()
+	if r.run == nil {
+		return nil
+	}
+	return r.run(ctx, s)
+}
+
+// tryBlind runs a request without a SELECT before it if it may: mostly nobody has selected
+// another application since, and a command is spared. If it fails, it runs once more after a
+// SELECT. began is false if nothing was done.
+func (w *worker) tryBlind(ctx context.Context, r *request) (began bool, err error) {
+	s := w.session
+	if s == nil || !r.blind {
+		return false, nil
+	}
+	known := s.Applet
+	s.unsure = true
+	s.Applet = known.Via(func(ctx context.Context, command []byte) (response []byte, err error) {
+		response, err = s.card.BeginTransmit(ctx, command)
+		began = err == nil
+		return response, err
+	})
+	err = w.run(ctx, r)
+	s.unsure, s.Applet = false, known
+	switch {
+	case !began && stale(err):
+		w.drop(err)
+		return false, nil
+	case err == nil, !began, w.client.Broken(), stale(err):
+		return began, err
+	}
+	if err := s.Select(ctx); err != nil {
+		return true, err
+	}
+	return true, w.run(ctx, r)
 }
 
 // end ends the transaction of a request that went well, and lets the card go if it was held
@@ -195,14 +264,14 @@ func (w *worker) end() {
 	if err := w.session.card.End(ctx, pcsc.LeaveCard); err != nil {
 		w.drop(err)
 	} else if time.Since(w.session.since) > maxHold {
-		w.release()
+		w.yield()
 	}
 }
 
 // begin begins a transaction with our card and selects the application.
 func (w *worker) begin(ctx context.Context) error {
 	if w.session != nil {
-		err := w.session.SelectIn(ctx, w.session.card.BeginTransmit)
+		err := w.session.Via(w.session.card.BeginTransmit).Select(ctx)
 		if err == nil {
 			return nil
 		}
@@ -224,6 +293,7 @@ func (w *worker) drop(err error) {
 		_ = s.card.Disconnect(ctx, pcsc.LeaveCard) // it may be gone
 		cancel()
 	}
+	w.left = sighting{}
 	w.session = nil
 	if w.client != nil && w.client.Broken() {
 		_ = w.client.Close()
@@ -236,6 +306,13 @@ func (w *worker) release() {
 	if w.session != nil {
 		w.drop(nil)
 	}
+}
+
+// yield is release where the card is wanted again at once.
+func (w *worker) yield() {
+	seen := w.session.seen
+	w.release()
+	w.left, w.left.last = seen, time.Now()
 }
 
 // leave ends everything.

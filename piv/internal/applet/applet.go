@@ -60,10 +60,9 @@ func (a Applet) Select(ctx context.Context) error {
 	return selected(err)
 }
 
-// SelectIn is Select where transmit sends the first command, which it does not keep.
-func (a Applet) SelectIn(ctx context.Context, transmit func(context.Context, []byte) ([]byte, error)) error {
-	_, err := apdu.Send(ctx, first{transmit, a.card}, apdu.Command{INS: insSelect, P1: 4, Data: pivAID()})
-	return selected(err)
+// Via returns the application where transmit sends the first command. It is for one use.
+func (a Applet) Via(transmit func(context.Context, []byte) ([]byte, error)) Applet {
+	return Applet{&first{transmit, a.card}}
 }
 
 func selected(err error) error {
@@ -74,17 +73,20 @@ func selected(err error) error {
 	return err
 }
 
-// first is a card whose SELECT goes another way.
+// first is a card whose first command goes another way.
 type first struct {
-	transmit func(context.Context, []byte) ([]byte, error)
-	apdu.Transmitter
+	transmit func(context.Context, []byte) ([]byte, error) // nil afterwards
+	card     apdu.Transmitter
 }
 
-func (f first) Transmit(ctx context.Context, command []byte) ([]byte, error) {
-	if command[1] == insSelect {
-		return f.transmit(ctx, command)
+// Transmit sends a command.
+func (f *first) Transmit(ctx context.Context, command []byte) ([]byte, error) {
+	transmit := f.transmit
+	if transmit == nil {
+		return f.card.Transmit(ctx, command)
 	}
-	return f.Transmitter.Transmit(ctx, command)
+	f.transmit = nil
+	return transmit(ctx, command)
 }
 
 // Version is a firmware version.
