@@ -13,7 +13,7 @@ import (
 	"github.com/mesh-agent/mesh-agent/token/tokentest"
 )
 
-// example is a fenced block of docs/protocol.md.
+// example is a fenced block of a page in docs.
 type example struct {
 	line     int
 	language string // "hex" or "json"
@@ -21,9 +21,9 @@ type example struct {
 	text     string
 }
 
-func loadExamples(t *testing.T) []example {
+func loadExamples(t *testing.T, name string) []example {
 	t.Helper()
-	page, err := os.ReadFile("../docs/protocol.md")
+	page, err := os.ReadFile(name)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -102,7 +102,7 @@ func TestProtocolPage(t *testing.T) {
 	a := newAgent(t, Limits{}, tokentest.NewFake(tokentest.FakeOptions{Name: "soft", Protection: token.ProtectionSoftware}),
 		tokentest.NewSealingFake(tokentest.FakeOptions{Name: "tpm", Kind: "tpm", Algorithms: []token.Algorithm{token.P256}}))
 	a.config.Build = "v0.1.0"
-	examples := loadExamples(t)
+	examples := loadExamples(t, "../docs/protocol.md")
 	counts := make(map[string]int)
 	var reply []byte
 	for _, e := range examples {

@@ -1,0 +1,599 @@
+package agent
+
+import (
+	"bytes"
+	"crypto/rand"
+	"crypto/rsa"
+	"encoding/base64"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/mesh-agent/mesh-agent/internal/devicestate"
+	"github.com/mesh-agent/mesh-agent/internal/keyring"
+	"github.com/mesh-agent/mesh-agent/internal/strictjson"
+	"github.com/mesh-agent/mesh-agent/keyshare"
+	"github.com/mesh-agent/mesh-agent/mesh"
+	"github.com/mesh-agent/mesh-agent/mesh/device"
+	"github.com/mesh-agent/mesh-agent/token"
+	"github.com/mesh-agent/mesh-agent/token/tokentest"
+)
+
+// newDeviceAgent returns an agent that keeps a device's identity, with software keys.
+func newDeviceAgent(t *testing.T) *Agent {
+	t.Helper()
+	soft := tokentest.NewFake(tokentest.FakeOptions{Name: "soft", Protection: token.ProtectionSoftware, Algorithms: token.Algorithms()})
+	a := newAgent(t, Limits{}, soft)
+	keepDevice(t, a)
+	return a
+}
+
+func keepDevice(t *testing.T, a *Agent) {
+	t.Helper()
+	folder, err := devicestate.Open(filepath.Join(t.TempDir(), "device"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := folder.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	a.config.Device = folder
+}
+
+// ask sends one message and decodes the response, whatever its status, into out.
+func ask(t *testing.T, a *Agent, request string, body any, response string, out any) {
+	t.Helper()
+	tagged, err := strictjson.NewTagged(request, body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := strictjson.Marshal(tagged)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var answer strictjson.Tagged
+	if err := strictjson.Unmarshal([]byte(operateJSON(t, a, string(text))), &answer); err != nil {
+		t.Fatal(err)
+	}
+	if answer.Tag != response {
+		t.Fatalf("response %s, want %s", answer.Tag, response)
+	}
+	if err := answer.Decode(out); err != nil {
+		t.Fatalf("%s: %v", answer.Body, err)
+	}
+}
+
+func initDevice(t *testing.T, a *Agent, req mesh.DeviceInitRequest) *mesh.DeviceInfo {
+	t.Helper()
+	if req.Token == "" {
+		req.Token = "soft"
+	}
+	var r mesh.DeviceResponse
+	ask(t, a, mesh.TagDeviceInitRequest, req, mesh.TagDeviceInitResponse, &r)
+	if r.Status != mesh.StatusOK {
+		t.Fatalf("device init: %d %s", r.Status, r.StatusDescription)
+	}
+	return r.Device
+}
+
+func approve(t *testing.T, a *Agent, account string) {
+	t.Helper()
+	var r mesh.Reply
+	ask(t, a, mesh.TagDeviceApproveRequest, mesh.DeviceApproveRequest{Account: account}, mesh.TagDeviceApproveResponse, &r)
+	if r.Status != mesh.StatusOK {
+		t.Fatalf("approve: %d %s", r.Status, r.StatusDescription)
+	}
+}
+
+func activate(t *testing.T, a *Agent, entry *device.CatalogedDevice, edit ...func(*mesh.DeviceActivateRequest)) mesh.DeviceActivateResponse {
+	t.Helper()
+	text, err := entry.Marshal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	req := mesh.DeviceActivateRequest{Catalog: text}
+	for _, f := range edit {
+		f(&req)
+	}
+	var r mesh.DeviceActivateResponse
+	ask(t, a, mesh.TagDeviceActivateRequest, req, mesh.TagDeviceActivateResponse, &r)
+	return r
+}
+
+// testAccount is an account whose administrator is the test.
+type testAccount struct {
+	device.Connector
+	seed *mesh.Seed
+}
+
+func newTestAccount(t *testing.T, g mesh.Generation) *testAccount {
+	t.Helper()
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	seed, err := mesh.GenerateSeed(rand.Reader, mesh.SeedProfileAccount)
+	must(err)
+	spec, err := device.NewAccountSpec(seed, g)
+	must(err)
+	spec.Address = "alice@example.com"
+	local := func(o device.Operation) *mesh.LocalKey {
+		private, err := device.AccountKey(seed, o, "", g)
+		must(err)
+		key, err := mesh.NewLocalKey(private)
+		must(err)
+		return key
+	}
+	profile, err := device.NewProfileUser(t.Context(), local(device.Profiling), *spec)
+	must(err)
+	return &testAccount{device.Connector{Account: profile, Administrator: local(device.AdminSign)}, seed}
+}
+
+func (x *testAccount) connect(t *testing.T, d *mesh.DeviceInfo, edit ...func(*device.Grant)) *device.CatalogedDevice {
+	t.Helper()
+	e, err := mesh.ParseEnvelope(d.Profile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	g := device.Grant{}
+	if g.Device, err = device.ParseProfileDevice(e, x.Now); err != nil {
+		t.Fatal(err)
+	}
+	if g.Keys, err = device.NewAccountActivation(x.seed, device.Rights{Common: true}, x.Account.Generation); err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range edit {
+		f(&g)
+	}
+	entry, err := x.Connect(t.Context(), g)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return entry
+}
+
+// keyNamed returns one of the keys of a connection.
+func keyNamed(t *testing.T, keys []mesh.NamedKey, name string) mesh.NamedKey {
+	t.Helper()
+	i := slices.IndexFunc(keys, func(k mesh.NamedKey) bool { return k.Name == name })
+	if i < 0 {
+		t.Fatalf("there is no key %s among %v", name, keys)
+	}
+	return keys[i]
+}
+
+func TestActivateBothGenerations(t *testing.T) {
+	t.Parallel()
+	for _, g := range []mesh.Generation{mesh.G1, mesh.G2} {
+		t.Run(g.String(), func(t *testing.T) {
+			t.Parallel()
+			a := newDeviceAgent(t)
+			d := initDevice(t, a, mesh.DeviceInitRequest{Generation: g.String()})
+			x := newTestAccount(t, g)
+			approve(t, a, x.Account.Name())
+			entry := x.connect(t, d)
+			r := activate(t, a, entry)
+			if r.Status != mesh.StatusOK || len(r.Refused) != 0 {
+				t.Fatalf("activate: %d %s %q", r.Status, r.StatusDescription, r.Refused)
+			}
+			for name, use := range map[string]string{
+				"DeviceEncryption": "decrypt", "DeviceSignature": "sign", "DeviceAuthentication": "authenticate",
+				"Encryption": "decrypt", "Signature": "sign", "Authentication": "authenticate",
+			} {
+				if k := keyNamed(t, r.Account.Keys, name); k.Use != use || k.Protection != "software" {
+					t.Errorf("%s is %+v, want use %s", name, k, use)
+				}
+			}
+			checkStaysInside(t, a, entry, r, d)
+			if r := activate(t, a, entry); r.Status != mesh.StatusOK {
+				t.Errorf("the same again: %d %s", r.Status, r.StatusDescription)
+			}
+		})
+	}
+}
+
+// checkStaysInside looks that nobody gets an activation opened: neither that to the base key nor
+// that to the combined one, by none of the agent's keys.
+func checkStaysInside(t *testing.T, a *Agent, entry *device.CatalogedDevice, r mesh.DeviceActivateResponse, d *mesh.DeviceInfo) {
+	t.Helper()
+	for _, e := range entry.Activations {
+		for _, k := range append(slices.Clone(r.Account.Keys), d.Keys...) {
+			if k.Algorithm != "X448" {
+				continue
+			}
+			to := e.Header.Recipients[0]
+			op, err := strictjson.NewTagged(mesh.TagOperationDecrypt, mesh.OperationDecrypt{
+				KeyId: k.Udf, Recipient: mesh.DecryptRecipient{EphemeralKey: to.EphemeralKey, WrappedKey: to.WrappedKey},
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			text, err := strictjson.Marshal(op)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var got result
+			res := operateResult(t, a, string(text))
+			if err := res.Decode(&got); err != nil || got.Status != statusForbidden || !strings.HasPrefix(got.Error, "use") {
+				t.Errorf("activation with %s: %s", k.Name, res.Body)
+			}
+		}
+	}
+}
+
+// TestActivateNamesTheStep has one entry for each step at which a verification can fail.
+func TestActivateNamesTheStep(t *testing.T) {
+	t.Parallel()
+	a := newDeviceAgent(t)
+	d := initDevice(t, a, mesh.DeviceInitRequest{})
+	x, foreign := newTestAccount(t, mesh.G1), newTestAccount(t, mesh.G1)
+	approve(t, a, x.Account.Name())
+	other := initDevice(t, newDeviceAgent(t), mesh.DeviceInitRequest{})
+	good := x.connect(t, d)
+	with := func(edit func(*device.CatalogedDevice)) *device.CatalogedDevice {
+		c := *good
+		c.Activations = slices.Clone(good.Activations)
+		edit(&c)
+		return &c
+	}
+	otherAccount := foreign.connect(t, d)
+	second := x.connect(t, d)
+	cases := map[string]struct {
+		entry *device.CatalogedDevice
+		step  device.Step
+		text  string
+	}{
+		"another account":   {otherAccount, device.StepAccount, "not the expected one"},
+		"no profile":        {with(func(c *device.CatalogedDevice) { c.ProfileUser = nil }), device.StepAccount, "missing"},
+		"another device":    {x.connect(t, other), device.StepDevice, "not the expected one"},
+		"another name":      {with(func(c *device.CatalogedDevice) { c.DeviceUdf = other.Udf }), device.StepDevice, "DeviceUdf"},
+		"foreign signature": {with(func(c *device.CatalogedDevice) { c.ConnectionDevice = otherAccount.ConnectionDevice }), device.StepSignature, "ConnectionDevice"},
+		"foreign service":   {with(func(c *device.CatalogedDevice) { c.ConnectionService = otherAccount.ConnectionService }), device.StepSignature, "ConnectionService"},
+		"no activation":     {with(func(c *device.CatalogedDevice) { c.Activations = c.Activations[:1] }), device.StepSignature, "ActivationCommon"},
+		"connections swapped": {with(func(c *device.CatalogedDevice) {
+			c.ConnectionDevice, c.ConnectionService = c.ConnectionService, c.ConnectionDevice
+		}), device.StepBinding, "ConnectionDevice"},
+		"mixed connections": {with(func(c *device.CatalogedDevice) { c.ConnectionService = second.ConnectionService }), device.StepActivation, "Authentication"},
+		"mixed activations": {with(func(c *device.CatalogedDevice) { c.Activations[0] = second.Activations[0] }), device.StepActivation, "do not fit"},
+	}
+	for name, c := range cases {
+		r := activate(t, a, c.entry)
+		if r.Status != statusForbidden || !strings.HasPrefix(r.StatusDescription, "policy: verify step "+string(c.step)) || !strings.Contains(r.StatusDescription, c.text) {
+			t.Errorf("%s: %d %q, want step %s and %q", name, r.Status, r.StatusDescription, c.step, c.text)
+		}
+	}
+	if n := len(a.ring.Snapshot().Entries()); n != len(d.Keys) {
+		t.Errorf("%d keys after failures, want the %d base keys", n, len(d.Keys))
+	}
+}
+
+func TestUpdateRefusesWhatWasSuperseded(t *testing.T) {
+	t.Parallel()
+	a := newDeviceAgent(t)
+	d := initDevice(t, a, mesh.DeviceInitRequest{})
+	x := newTestAccount(t, mesh.G1)
+	approve(t, a, x.Account.Name())
+	first, second, third := x.connect(t, d), x.connect(t, d), x.connect(t, d)
+	frame := func(i int64, tree byte) func(*mesh.DeviceActivateRequest) {
+		return func(r *mesh.DeviceActivateRequest) {
+			r.Frame = &mesh.CatalogFrame{Index: i, Tree: bytes.Repeat([]byte{tree}, 64)}
+		}
+	}
+	update := func(r *mesh.DeviceActivateRequest) { r.Update = true }
+	confirm := func(r *mesh.DeviceActivateRequest) { r.Confirm = true }
+	steps := []struct {
+		name   string
+		entry  *device.CatalogedDevice
+		edit   []func(*mesh.DeviceActivateRequest)
+		status int
+	}{
+		{"update before any", first, []func(*mesh.DeviceActivateRequest){update}, statusState},
+		{"first", first, []func(*mesh.DeviceActivateRequest){frame(3, 1)}, mesh.StatusOK},
+		{"same frame, another tree", second, []func(*mesh.DeviceActivateRequest){frame(3, 2)}, statusState},
+		{"lower frame", second, []func(*mesh.DeviceActivateRequest){frame(2, 1)}, statusState},
+		{"no frame, not confirmed", second, nil, statusState},
+		{"higher frame", second, []func(*mesh.DeviceActivateRequest){frame(4, 2), update}, mesh.StatusOK},
+		{"superseded, confirmed", first, []func(*mesh.DeviceActivateRequest){confirm}, statusState},
+		{"superseded, higher frame", first, []func(*mesh.DeviceActivateRequest){frame(9, 9)}, statusState},
+		{"confirmed", third, []func(*mesh.DeviceActivateRequest){confirm}, mesh.StatusOK},
+		{"the one between", second, []func(*mesh.DeviceActivateRequest){confirm}, statusState},
+	}
+	for _, s := range steps {
+		if r := activate(t, a, s.entry, s.edit...); r.Status != s.status {
+			t.Errorf("%s: %d %q, want %d", s.name, r.Status, r.StatusDescription, s.status)
+		}
+	}
+	// Of what was replaced the keys for decryption are there, the others are not.
+	var combined int
+	for _, e := range a.ring.Snapshot().Entries() {
+		if len(e.Parts()) > 1 {
+			combined++
+		}
+	}
+	if combined != 5 {
+		t.Errorf("%d combined keys, want three and two for decryption from before", combined)
+	}
+}
+
+// TestApplicationsAreConfirmed has a planted SSH key: nobody signs activations of applications.
+func TestApplicationsAreConfirmed(t *testing.T) {
+	t.Parallel()
+	private, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pub, err := mesh.PublicOf(&token.PrivateKey{Algorithm: token.RSA2048, RSA: private})
+	if err != nil {
+		t.Fatal(err)
+	}
+	udf, err := mesh.Fingerprint(pub, mesh.G1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	key := rsaKeyData(private)
+	entry := func(pub token.PublicKey) strictjson.Value {
+		k, err := mesh.NewKeyData(pub, mesh.G1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		text, err := strictjson.Marshal(map[string]any{"CatalogedApplicationSsh": map[string]any{"Key": udf, "ClientKey": k}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return text
+	}
+	another, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	anotherPub, err := mesh.PublicOf(&token.PrivateKey{Algorithm: token.RSA2048, RSA: another})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		edit  func(*mesh.DeviceActivateRequest)
+		taken bool
+	}{
+		"nothing said":           {func(*mesh.DeviceActivateRequest) {}, false},
+		"in the catalog":         {func(r *mesh.DeviceActivateRequest) { r.Applications = []strictjson.Value{entry(pub)} }, true},
+		"another in the catalog": {func(r *mesh.DeviceActivateRequest) { r.Applications = []strictjson.Value{entry(anotherPub)} }, false},
+		"accepted":               {func(r *mesh.DeviceActivateRequest) { r.Accept = []string{udf} }, true},
+		"another accepted":       {func(r *mesh.DeviceActivateRequest) { r.Accept = []string{"MAAA-AAAA-AAAA-AAAA-AAAA-AAAA-AAAA"} }, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			a := newDeviceAgent(t)
+			d := initDevice(t, a, mesh.DeviceInitRequest{})
+			x := newTestAccount(t, mesh.G1)
+			approve(t, a, x.Account.Name())
+			made := x.connect(t, d, func(g *device.Grant) {
+				g.Applications = []device.ApplicationGrant{{Kind: "Ssh", Identifier: udf, Keys: map[string]*mesh.KeyData{"ClientKey": key()}}}
+			})
+			r := activate(t, a, made, c.edit)
+			if r.Status != mesh.StatusOK {
+				t.Fatalf("activate: %d %s", r.Status, r.StatusDescription)
+			}
+			if e, err := a.ring.Snapshot().FindPublic(pub); (err == nil) != c.taken || err == nil && e.Use != token.UseSSH {
+				t.Errorf("key: %v, %v", e, err)
+			}
+			if said := len(r.Refused) == 1 && strings.Contains(r.Refused[0], udf); said == c.taken {
+				t.Errorf("refused: %q", r.Refused)
+			}
+			list := a.exchange(t.Context(), sshOnly, []byte{sshRequestIdentities})
+			if want := byte(0); len(list) < 5 || list[0] != sshIdentitiesAnswer || (list[4] != want) != c.taken {
+				t.Errorf("identities: %x", list[:min(len(list), 8)])
+			}
+		})
+	}
+}
+
+// rsaKeyData makes the KeyData of a private key, a new one each time since it is wiped after use.
+func rsaKeyData(k *rsa.PrivateKey) func() *mesh.KeyData {
+	return func() *mesh.KeyData {
+		return &mesh.KeyData{PrivateParameters: &mesh.PrivateParameters{PrivateKeyRSA: &mesh.PrivateKeyRSA{
+			N: k.N.Bytes(), E: []byte{1, 0, 1}, D: k.D.Bytes(), P: k.Primes[0].Bytes(), Q: k.Primes[1].Bytes(),
+		}}}
+	}
+}
+
+// TestThresholdKeyOfAnAccount has a device hold one share of the account's key for decryption; the service has the other.
+func TestThresholdKeyOfAnAccount(t *testing.T) {
+	t.Parallel()
+	a := newDeviceAgent(t)
+	d := initDevice(t, a, mesh.DeviceInitRequest{})
+	x := newTestAccount(t, mesh.G1)
+	approve(t, a, x.Account.Name())
+	whole, err := device.AccountKey(x.seed, device.Encrypt, "", mesh.G1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	scalar, err := mesh.ScalarOf(whole)
+	if err != nil {
+		t.Fatal(err)
+	}
+	shares, err := keyshare.SplitDirect(scalar, 2, rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	primary := mesh.Parameters(x.Account.Encryption)
+	entry := x.connect(t, d, func(g *device.Grant) {
+		g.Keys = &device.AccountActivation{Encryption: &mesh.KeyData{PrivateParameters: &mesh.PrivateParameters{KeyShare: &mesh.KeyShare{
+			PublicPrimary: &primary, ServiceAddress: "example.com",
+			Share: &mesh.PrivateParameters{PrivateKeyECDH: &mesh.PrivateKeyECDH{Curve: "X448z", Private: shares[0].Scalar.Bytes()}},
+		}}}}
+	})
+	r := activate(t, a, entry)
+	if r.Status != mesh.StatusOK || len(r.Refused) != 0 {
+		t.Fatalf("activate: %d %s %q", r.Status, r.StatusDescription, r.Refused)
+	}
+	envelope, err := mesh.Encrypt(rand.Reader, []byte("message"), "", x.Account.Encryption)
+	if err != nil {
+		t.Fatal(err)
+	}
+	to := envelope.Header.Recipients[0]
+	ephemeral, err := to.EphemeralKey.Point()
+	if err != nil {
+		t.Fatal(err)
+	}
+	partial, err := keyshare.PartialAgreement(shares[1].Scalar, nil, ephemeral)
+	if err != nil {
+		t.Fatal(err)
+	}
+	op, err := strictjson.NewTagged(mesh.TagOperationDecrypt, mesh.OperationDecrypt{
+		KeyId:     keyNamed(t, r.Account.Keys, "Encryption").Udf,
+		Recipient: mesh.DecryptRecipient{EphemeralKey: to.EphemeralKey, WrappedKey: to.WrappedKey},
+		Partials:  []mesh.PublicParameters{mesh.PointParameters(partial)},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := strictjson.Marshal(op)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got mesh.ResultDecrypt
+	res := operateResult(t, a, string(text))
+	if err := res.Decode(&got); err != nil || got.Status != mesh.StatusOK {
+		t.Fatalf("decrypt: %s", res.Body)
+	}
+	if plaintext, err := envelope.Open(got.Seed); err != nil || string(plaintext) != "message" {
+		t.Errorf("plaintext %q, %v", plaintext, err)
+	}
+}
+
+func TestDeviceOfPublishedSeed(t *testing.T) {
+	t.Parallel()
+	a := newDeviceAgent(t)
+	seed, err := mesh.GenerateSeed(rand.Reader, mesh.SeedProfileDevice)
+	if err != nil {
+		t.Fatal(err)
+	}
+	one := initDevice(t, a, mesh.DeviceInitRequest{Seed: []byte(seed.Text() + "\n")})
+	two := initDevice(t, newDeviceAgent(t), mesh.DeviceInitRequest{Seed: []byte(seed.Text()), Profile: one.Profile})
+	if one.Udf != two.Udf || !bytes.Equal(one.Profile, two.Profile) {
+		t.Errorf("devices of one seed are %s and %s", one.Udf, two.Udf)
+	}
+	for name, req := range map[string]mesh.DeviceInitRequest{
+		"no home":             {},
+		"both of software":    {Home: mesh.Home{Token: "soft", SealTo: "soft"}},
+		"unknown token":       {Home: mesh.Home{Token: "none"}},
+		"another generation":  {Home: mesh.Home{Token: "soft"}, Generation: "g3"},
+		"generation of other": {Home: mesh.Home{Token: "soft"}, Generation: "g2", Seed: []byte(seed.Text()), Profile: one.Profile},
+		"no seed":             {Home: mesh.Home{Token: "soft"}, Profile: one.Profile},
+		"bad seed":            {Home: mesh.Home{Token: "soft"}, Seed: []byte("ZAAA-GTKG-ED25-5XXK-EYX")},
+		"PCRs":                {Home: mesh.Home{Token: "soft", PCRs: "sha256:7"}},
+	} {
+		var r mesh.DeviceResponse
+		fresh := newDeviceAgent(t)
+		ask(t, fresh, mesh.TagDeviceInitRequest, req, mesh.TagDeviceInitResponse, &r)
+		if r.Status == mesh.StatusOK || r.Status >= 500 {
+			t.Errorf("%s: %d %s", name, r.Status, r.StatusDescription)
+		}
+		if n := len(fresh.ring.Snapshot().Entries()); n != 0 {
+			t.Errorf("%s: %d keys are left", name, n)
+		}
+	}
+}
+
+// TestAuthenticateBothSides compares the agent's session keys with those of the service.
+func TestAuthenticateBothSides(t *testing.T) {
+	t.Parallel()
+	a := newAgent(t, Limits{}, newFake("soft"))
+	for _, alg := range []token.Algorithm{token.X25519, token.X448, token.P256} {
+		e := generate(t, a, "soft", alg, token.UseAuthenticate)
+		curve, err := keyshare.ParseCurve(string(alg))
+		if err != nil {
+			t.Fatal(err)
+		}
+		ephemeral, err := keyshare.RandomScalar(curve, rand.Reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		client, err := keyshare.ParsePoint(curve, e.Public.Octets)
+		if err != nil {
+			t.Fatal(err)
+		}
+		agreement, err := keyshare.Agree(ephemeral, client)
+		if err != nil {
+			t.Fatal(err)
+		}
+		first := bytes.Repeat([]byte{7}, 32)
+		want, err := mesh.DeriveSessionKeys(first, agreement.SharedSecret())
+		if err != nil {
+			t.Fatal(err)
+		}
+		public := ephemeral.Public().Bytes()
+		var got mesh.ResultAuthenticate
+		if err := authenticateWith(t, a, e.Udf, string(alg), public, first).Decode(&got); err != nil || got.Status != mesh.StatusOK {
+			t.Fatalf("%s: %+v, %v", alg, got, err)
+		}
+		if !bytes.Equal(got.Initiator, want.Initiator) || !bytes.Equal(got.Responder, want.Responder) || bytes.Equal(got.Initiator, got.Responder) {
+			t.Errorf("%s: the service has other keys", alg)
+		}
+		opposite := slices.Clone(e.Public.Octets)
+		if alg != token.P256 {
+			opposite[len(opposite)-1] ^= 0x80
+		}
+		for _, own := range [][]byte{e.Public.Octets, opposite} {
+			var refused result
+			if err := authenticateWith(t, a, e.Udf, string(alg), own, first).Decode(&refused); err != nil || refused.Status != statusForbidden {
+				t.Errorf("%s: own key as that of the service: %+v, %v", alg, refused, err)
+			}
+		}
+		var refused result
+		if err := authenticateWith(t, a, e.Udf, string(alg), public, first[:31]).Decode(&refused); err != nil || refused.Status != statusMalformed {
+			t.Errorf("%s: short first agreement: %+v, %v", alg, refused, err)
+		}
+	}
+}
+
+func authenticateWith(t *testing.T, a *Agent, udf, curve string, public, first []byte) strictjson.Tagged {
+	t.Helper()
+	encode := base64.RawURLEncoding.EncodeToString
+	return operateResult(t, a, `{"CryptographicOperationAuthenticate":{"KeyId":"`+udf+`","PublicKey":{"PublicKeyECDH":{"crv":"`+curve+
+		`","Public":"`+encode(public)+`"}},"Agreement":"`+encode(first)+`"}}`)
+}
+
+func TestSignEnvelope(t *testing.T) {
+	t.Parallel()
+	a := newAgent(t, Limits{}, newFake("soft"))
+	signer, err := a.ring.Generate(t.Context(), nil, keyring.GenerateSpec{Token: "soft", Algorithm: token.Ed448, Use: token.UseSignAssertion, Tags: []string{"Callsign"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	recipient := generate(t, a, "soft", token.X448, token.UseDecrypt)
+	for _, g := range []mesh.Generation{mesh.G1, mesh.G2} {
+		for _, encrypted := range []bool{false, true} {
+			op := mesh.OperationSignEnvelope{KeyId: signer.Udf, Body: []byte(`{"Callsign":{"Id":"@a"}}`), Generation: g.String(), IncludeKey: true}
+			if encrypted {
+				op.Recipients = []strictjson.Value{mesh.MarshalKeyDataPublic(recipient.Public, g)}
+			}
+			tagged, err := strictjson.NewTagged(mesh.TagOperationSignEnvelope, op)
+			if err != nil {
+				t.Fatal(err)
+			}
+			text, err := strictjson.Marshal(tagged)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var got mesh.ResultSignEnvelope
+			res := operateResult(t, a, string(text))
+			if err := res.Decode(&got); err != nil || got.Status != mesh.StatusOK {
+				t.Fatalf("%v: %s", g, res.Body)
+			}
+			e, err := mesh.ParseEnvelope(got.Envelope)
+			if err != nil {
+				t.Fatal(err)
+			}
+			by, err := e.Verify(signer.Public)
+			if err != nil || len(by) != 1 || by[0].Generation != g || (e.Header.Encryption != "") != encrypted {
+				t.Errorf("%v, encrypted %t: %v, %v", g, encrypted, by, err)
+			}
+		}
+	}
+}
