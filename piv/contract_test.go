@@ -82,9 +82,22 @@ func TestContract(t *testing.T) {
 				Supports: func(a token.Algorithm, u token.Use) bool {
 					return u.Signs() || u.Agrees() && a != token.Ed25519
 				},
+				Corrupt: func(*testing.T) func() {
+					b.card.OnAPDU(changeResults)
+					return func() { b.card.OnAPDU(nil) }
+				},
 				OnlySeeds:  func(a token.Algorithm) bool { return a == token.Ed25519 },
 				MaxMessage: func(a token.Algorithm) int { return map[token.Algorithm]int{token.Ed25519: maxMessage}[a] },
 			})
 		})
 	}
+}
+
+// changeResults has the card return wrong results.
+func changeResults(apdu []byte, card func([]byte) []byte) []byte {
+	answer := card(apdu)
+	if apdu[1] == 0x87 && len(answer) > 10 {
+		answer[len(answer)-3] ^= 1
+	}
+	return answer
 }

@@ -287,7 +287,7 @@ func isTombstone(p token.PublicKey) bool {
 
 // Adopt takes over the key that another program put into the slot req.Slot, "9a" for example.
 // The slot is left as it is. Errors: token.ErrBadRequest (no such slot), token.ErrNotFound (it is
-// empty), token.ErrUnsupported (a key that cannot have this use), token.ErrAbsent, token.ErrReplaced.
+// empty), token.ErrUnsupported (a key that cannot have this use, or that Seal made), token.ErrAbsent, token.ErrReplaced.
 func (t *Token) Adopt(ctx context.Context, req token.AdoptRequest) (token.Created, error) {
 	return do(ctx, t, "adopt key", func(ctx context.Context, s *session) (token.Created, error) {
 		slot, err := applet.ParseSlot(req.Slot)
@@ -301,6 +301,11 @@ func (t *Token) Adopt(ctx context.Context, req token.AdoptRequest) (token.Create
 		}
 		if err := t.supports(m.Public.Algorithm, req.Use); err != nil {
 			return token.Created{}, err
+		}
+		if seals, err := s.seals(ctx, slot, m.Public); err != nil {
+			return token.Created{}, err
+		} else if seals {
+			return token.Created{}, fmt.Errorf("this key opens what the agent sealed, and does nothing else: %w", token.ErrUnsupported)
 		}
 		return t.created(slot, m.Public, req.Use, req.Associated, token.ProtectionToken), nil
 	})

@@ -429,18 +429,3 @@ func TestAttest(t *testing.T) {
 	_, err = b.token.Attest(ctx, req)
 	wantAll(t, "statement of another slot", err, token.ErrFault)
 }
-
-// TestLies has the card return wrong results.
-func TestLies(t *testing.T) {
-	t.Parallel()
-	b := newBench(t, pivtest.Config{}, Options{})
-	k, _ := b.signer(t, token.Policy{})
-	b.card.OnAPDU(func(apdu []byte, card func([]byte) []byte) []byte {
-		answer := card(apdu)
-		if apdu[1] == 0x87 && len(answer) > 10 {
-			answer[len(answer)-3] ^= 1
-		}
-		return answer
-	})
-	wantAll(t, "changed signature", sign(t.Context(), k, token.Auth{}), token.ErrFault)
-}

@@ -46,7 +46,7 @@ func (c *Card) putData(cmd command) sw {
 		return status
 	}
 	value, rest, ok := decode(rest)
-	if !ok || value.tag != 0x53 || len(rest) > 0 || tag>>12 != 0x5FC && tag>>8 != 0x5FFF {
+	if !ok || value.tag != 0x53 || len(rest) > 0 || tag>>16 != 0x5F || c.config.Plain && tag>>12 != 0x5FC {
 		return swWrongData
 	}
 	if len(value.value) > maxObject {

@@ -17,6 +17,9 @@ const (
 	ObjectAdmin apdu.Tag = 0x5FFF00
 	// ObjectProtected is readable with the PIN only: where ykman and others store the management key.
 	ObjectProtected apdu.Tag = 0x5FC109
+	// ObjectSealing is where this project notes the keys that secrets are sealed to. Yubico leaves
+	// the numbers from 5F0000 on that have no meaning to programs.
+	ObjectSealing apdu.Tag = 0x5F4D41
 )
 
 const (
