@@ -292,10 +292,7 @@ type signKey struct {
 	verify func(req token.SignRequest, digest, signature []byte) bool
 }
 
-var _ token.SelfVerifier = (*signKey)(nil)
-
-// VerifiesSignatures says that Sign does.
-func (k *signKey) VerifiesSignatures() {}
+var _ token.Signer = (*signKey)(nil)
 
 // Sign signs in the token and verifies the signature before it is released. Messages are hashed
 // here, but for EdDSA. Errors: as token.Signer.

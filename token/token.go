@@ -242,6 +242,8 @@ type Signer interface {
 	Key
 	// Sign signs req.Message, hashing it as req says.
 	// The result is RFC 8032 octets (EdDSA), ASN.1 DER (ECDSA) or PKCS #1 octets (RSA).
+	// One that a device made is verified by the public key before it is returned: a wrong one
+	// can give the private key away. It is ErrFault. Nobody above does so again.
 	// Errors: ErrUnsupported (scheme or hash), ErrAuthNeeded, ErrAbsent, ErrLockedOut, ErrFault.
 	Sign(ctx context.Context, req SignRequest) ([]byte, error)
 }

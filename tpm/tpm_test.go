@@ -3,12 +3,14 @@ package tpm
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"io"
 	"net"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -141,11 +143,80 @@ func agree(t testing.TB, k token.Key) {
 
 func TestContract(t *testing.T) {
 	t.Parallel()
-	s := tpmtest.Start(t)
+	m := newMiscomputer(t, tpmtest.Start(t).Device())
 	tokentest.Run(t, tokentest.Harness{
-		Open:     func(t *testing.T) token.Token { return open(t, Options{Device: s.Device()}) },
+		Open: func(t *testing.T) token.Token {
+			tok := open(t, Options{dial: m.open})
+			m.learn(t, tok)
+			return tok
+		},
 		Supports: func(_ token.Algorithm, u token.Use) bool { return u != token.UseSplit },
+		Corrupt:  m.corrupt,
 	})
+}
+
+// miscomputer is a TPM that signs wrong when it is told to, and sends that with a right HMAC.
+type miscomputer struct {
+	dial  dialer
+	key   []byte // of the session
+	wrong atomic.Bool
+}
+
+func newMiscomputer(t *testing.T, device string) *miscomputer {
+	t.Helper()
+	dial, err := parseDevice(device)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &miscomputer{dial: dial}
+}
+
+func (m *miscomputer) open(ctx context.Context) (stream, error) {
+	st, err := m.dial(ctx)
+	return &miscomputedStream{stream: st, m: m}, err
+}
+
+// learn takes the session key of a token that has just been opened.
+func (m *miscomputer) learn(t *testing.T, tok *Token) {
+	t.Helper()
+	var err error
+	m.key, err = do(t.Context(), tok, "session key", func(d *device) ([]byte, error) { return bytes.Clone(d.session.key), nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (m *miscomputer) corrupt(*testing.T) (heal func()) {
+	m.wrong.Store(true)
+	return func() { m.wrong.Store(false) }
+}
+
+type miscomputedStream struct {
+	stream
+	m       *miscomputer
+	command []byte
+}
+
+func (s *miscomputedStream) Write(b []byte) (int, error) {
+	s.command = bytes.Clone(b)
+	return s.stream.Write(b)
+}
+
+func (s *miscomputedStream) Read(b []byte) (int, error) {
+	n, err := s.stream.Read(b)
+	cc := tpm2.TPMCC(binary.BigEndian.Uint32(s.command[6:]))
+	if err != nil || cc != tpm2.TPMCCSign || !s.m.wrong.Load() {
+		return n, err
+	}
+	const at = headerLen + 4
+	parameters := b[at : at+int(binary.BigEndian.Uint32(b[headerLen:]))]
+	parameters[len(parameters)-1] ^= 1
+	entry := b[at+len(parameters) : n] // nonce, attributes, HMAC
+	caller := s.command[headerLen+4+4+4+2:][:nonceLen]
+	sum := sha256.Sum256(append(binary.BigEndian.AppendUint32(make([]byte, 4), uint32(cc)), parameters...))
+	a := &authorization{session: &session{key: s.m.key}}
+	a.mac(entry[:len(entry)-sha256.Size], sum[:], entry[2:2+nonceLen], caller, nil, entry[2+nonceLen])
+	return n, err
 }
 
 func TestInfo(t *testing.T) {

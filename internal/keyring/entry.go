@@ -99,8 +99,8 @@ func (e *Entry) Operations() []string {
 	return nil
 }
 
-// Sign signs with a key that signs. The signature of a token, and that of a composite, whose
-// scalars are added for it, is verified before it is returned; token.ErrFault if it is
+// Sign signs with a key that signs. What devices sign, they verify (token.Signer); the signature of a
+// composite, whose scalars are added for it, is verified here: token.ErrFault if it is
 // wrong. Errors otherwise as token.Signer, and ErrUse. Which use signs what is for the caller.
 func (e *Entry) Sign(ctx context.Context, gate Gate, req token.SignRequest) ([]byte, error) {
 	if !e.Use.Signs() {
@@ -109,29 +109,16 @@ func (e *Entry) Sign(ctx context.Context, gate Gate, req token.SignRequest) ([]b
 	if len(e.slot.parts) > 1 {
 		return e.signSum(ctx, gate, req)
 	}
-	p := e.slot.parts[0]
 	var signature []byte
-	verified := p.protection != token.ProtectionToken
-	err := e.slot.do(ctx, gate, p, func(key token.Key) (err error) {
+	err := e.slot.do(ctx, gate, e.slot.parts[0], func(key token.Key) (err error) {
 		signer, ok := key.(token.Signer)
 		if !ok {
 			return e.cannot("sign")
 		}
-		if _, ok := key.(token.SelfVerifier); ok {
-			verified = true
-		}
 		signature, err = signer.Sign(ctx, req)
 		return err
 	})
-	if err != nil {
-		return nil, err
-	}
-	if !verified {
-		if err := verify(p, req, signature); err != nil {
-			return nil, err
-		}
-	}
-	return signature, nil
+	return signature, err
 }
 
 // AgreePoint multiplies peer by the private key of use agree or decrypt and by the

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/mesh-agent/mesh-agent/keyshare"
 	"github.com/mesh-agent/mesh-agent/token"
 )
 
@@ -48,5 +49,16 @@ func (e *Entry) signSum(ctx context.Context, gate Gate, req token.SignRequest) (
 	if signature, err = signer.Sign(ctx, req); err != nil {
 		return nil, err
 	}
-	return signature, verify(&part{public: e.Public, point: e.slot.point}, req, signature)
+	if !keyshare.Verify(e.slot.point, modeOf(req.Scheme), req.Message, signature) {
+		return nil, fmt.Errorf("%w: the signature does not verify", token.ErrFault)
+	}
+	return signature, nil
+}
+
+// modeOf returns the mode of EdDSA, the one signature that sums make.
+func modeOf(s token.Scheme) keyshare.Mode {
+	if s == token.SchemeMeshEdDSA {
+		return keyshare.ModeMesh
+	}
+	return keyshare.ModePure
 }

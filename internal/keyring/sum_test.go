@@ -2,9 +2,11 @@ package keyring
 
 import (
 	"bytes"
+	"context"
 	"testing"
 
 	"github.com/mesh-agent/mesh-agent/keyshare"
+	"github.com/mesh-agent/mesh-agent/softkey"
 	"github.com/mesh-agent/mesh-agent/token"
 )
 
@@ -86,6 +88,68 @@ func TestSignWithSumRefused(t *testing.T) {
 	ssh := f.generate(t, "soft", token.Ed25519, token.UseSSH)
 	_, err = f.AddComposite(t.Context(), nil, CompositeSpec{Base: ssh.Udf, Token: "soft", Use: token.UseSSH, Contribution: contribution(token.Ed25519)})
 	wantErr(t, "sum for SSH", err, ErrUse)
+}
+
+// miscounter is a software token whose sums sign wrong.
+type miscounter struct{ *softkey.Token }
+
+func (m miscounter) Open(ctx context.Context, req token.OpenRequest) (token.Key, error) {
+	k, err := m.Token.Open(ctx, req)
+	if s, ok := k.(signingSummer); ok {
+		return badSummer{k, s}, nil
+	}
+	return k, err
+}
+
+type badSummer struct {
+	token.Key
+	summer signingSummer
+}
+
+func (k badSummer) SumWith(others ...token.Key) (token.Key, error) {
+	for i, o := range others {
+		if b, ok := o.(badSummer); ok {
+			others[i] = b.Key
+		}
+	}
+	sum, err := k.summer.SumWith(others...)
+	if err != nil {
+		return nil, err
+	}
+	return badSigner{sum.(token.Signer)}, nil
+}
+
+type badSigner struct{ token.Signer }
+
+func (k badSigner) Sign(ctx context.Context, req token.SignRequest) ([]byte, error) {
+	signature, err := k.Signer.Sign(ctx, req)
+	if err == nil {
+		signature[len(signature)-1] ^= 1
+	}
+	return signature, err
+}
+
+// TestSignWithSumFault has a sum that signs wrong.
+func TestSignWithSumFault(t *testing.T) {
+	t.Parallel()
+	for _, a := range []token.Algorithm{token.Ed25519, token.Ed448} {
+		f := newRing(t, miscounter{openSoft(t, t.TempDir()).(*softkey.Token)})
+		base := f.generate(t, "soft", a, token.UseSignAssertion)
+		e, err := f.AddComposite(t.Context(), nil, CompositeSpec{
+			Base: base.Udf, Token: "soft", Use: token.UseSign,
+			Contribution: &token.PrivateKey{Algorithm: a, Scalar: randomScalar(t, a).Bytes()},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, s := range []token.Scheme{token.SchemeEdDSA, token.SchemeMeshEdDSA} {
+			signature, err := e.Sign(t.Context(), nil, token.SignRequest{Scheme: s, Message: []byte("message")})
+			wantErr(t, "Sign with a wrong sum", err, token.ErrFault)
+			if signature != nil {
+				t.Errorf("a wrong %s signature was released", a)
+			}
+		}
+	}
 }
 
 // sumOf finds the one composite on a base.

@@ -3,7 +3,7 @@
 // Run is the contract suite that every backend passes; Fake is a scriptable token in
 // memory for the tests of packages that use tokens. The package tests what package token
 // promises and nothing of what a device adds: PIN handling, faults and device commands
-// are each backend's own tests.
+// are each backend's own tests, but for signatures that a device makes wrong.
 package tokentest
 
 import (
@@ -62,6 +62,10 @@ type Harness struct {
 	AssociatedUnbound bool
 	// Auth goes with every request.
 	Auth token.Auth
+	// Corrupt makes the device return wrong signatures, of the right form, until heal is called. Nil
+	// where no device signs, and where the device cannot be made to: then that wrong signatures are
+	// not released is the backend's own test.
+	Corrupt func(t *testing.T) (heal func())
 }
 
 var allUses = []token.Use{
@@ -85,6 +89,9 @@ func Run(t *testing.T, h Harness) {
 	t.Run("BrokenHandles", s.brokenHandles)
 	t.Run("Concurrent", s.concurrent)
 	t.Run("Cancelled", s.cancelled)
+	if h.Corrupt != nil {
+		t.Run("Corrupt", s.corrupt)
+	}
 	t.Run("Import", s.imports)
 	t.Run("Delete", s.deletes)
 	for _, p := range s.pairs() {
@@ -522,6 +529,26 @@ func (s *suite) cancelInFlight(t *testing.T, k token.Key) {
 		case !errors.Is(o.err, context.Canceled):
 			t.Errorf("cancelled operation on %s: %v", k.Public().Algorithm, o.err)
 		}
+	}
+}
+
+// corrupt has the device sign wrong with one key of each algorithm.
+func (s *suite) corrupt(t *testing.T) {
+	for _, p := range s.pairs() {
+		if p.use != token.UseSign && !(p.use.Signs() && p.algorithm.RSABits() > 2048) {
+			continue
+		}
+		k := s.open(t, p).(token.Signer)
+		req := DefaultSignRequest(p.algorithm, []byte("message"))
+		req.Auth = s.h.Auth
+		heal := s.h.Corrupt(t)
+		signature, err := k.Sign(t.Context(), req)
+		heal()
+		wantError(t, "Sign with "+string(p.algorithm)+" where the device is wrong", err, token.ErrFault)
+		if signature != nil {
+			t.Errorf("a wrong %s signature was released", p.algorithm)
+		}
+		s.operate(t.Context(), k)(t)
 	}
 }
 
