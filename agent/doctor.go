@@ -61,6 +61,8 @@ func stateFinding(info token.Info) token.Finding {
 		return token.Finding{Severity: token.SeverityInfo, Text: "ready: " + info.Description}
 	case token.StateLocked:
 		return token.Finding{Severity: token.SeverityInfo, Text: "locked: `mesh-agent token unlock " + info.Name + "` presents its PIN"}
+	case token.StateTouch:
+		return token.Finding{Severity: token.SeverityInfo, Text: "waiting for touch: an operation goes on when somebody touches it"}
 	case token.StateReplaced:
 		return token.Finding{Severity: token.SeverityError, Text: "replaced: another device, or a cleared one, is in its place",
 			Mend: "put the right one back; keys of the earlier one are lost without it"}

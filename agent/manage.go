@@ -405,6 +405,7 @@ func tokenInfos(tokens []token.Token) []mesh.TokenInfo {
 			Kind:        info.Kind,
 			Description: info.Description,
 			State:       string(info.State),
+			Touches:     info.Touches,
 			Protection:  string(info.Protection),
 			Parallel:    info.Parallel,
 			Algorithms:  algorithms,
@@ -469,6 +470,7 @@ func (r *request) status(_ context.Context, body strictjson.Value) ([]byte, erro
 	return strictjson.Marshal(mesh.StatusResponse{
 		Reply:    accepted,
 		Build:    r.config.Build,
+		Features: r.config.Features,
 		PID:      os.Getpid(),
 		Uptime:   int(time.Since(r.started).Seconds()),
 		Socket:   r.config.Socket,

@@ -162,6 +162,7 @@ type TokenInfo struct {
 	Kind        string
 	Description string
 	State       string
+	Touches     int `json:",omitzero"` // how many it waits for
 	Protection  string
 	Parallel    int
 	Algorithms  []string
@@ -212,12 +213,13 @@ type StatusRequest struct{}
 // StatusResponse says how the agent is. Problems are sentences for people.
 type StatusResponse struct {
 	Reply
-	Build    string `json:",omitzero"`
-	PID      int    `json:",omitzero"`
-	Uptime   int    `json:",omitzero"` // seconds
-	Socket   string `json:",omitzero"`
-	SSH      string `json:",omitzero"`
-	State    string `json:",omitzero"` // the state folder
+	Build    string   `json:",omitzero"`
+	Features []string `json:",omitzero"` // that not every build has: "pkcs11"
+	PID      int      `json:",omitzero"`
+	Uptime   int      `json:",omitzero"` // seconds
+	Socket   string   `json:",omitzero"`
+	SSH      string   `json:",omitzero"`
+	State    string   `json:",omitzero"` // the state folder
 	Keys     int
 	Tokens   []TokenInfo `json:",omitzero"`
 	Problems []string    `json:",omitzero"`

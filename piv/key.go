@@ -161,6 +161,7 @@ const touchGuess = 300 * time.Millisecond
 // serve, it waits a moment first.
 func (k *key) announce(ctx context.Context, touches int) (done func()) {
 	notify := func(waiting bool, touches int) {
+		k.token.touches.Store(int32(touches))
 		k.token.options.Touch(ctx, TouchEvent{Token: Name(k.token.options.Serial), Slot: k.handle.slot.String(), Waiting: waiting, Touches: touches})
 	}
 	switch k.policy.Touch {

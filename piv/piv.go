@@ -89,6 +89,7 @@ type Token struct {
 	running   sync.WaitGroup     // worker and watcher
 	info      atomic.Pointer[token.Info]
 	bound     atomic.Pointer[place] // where the card was seen last; nil if it is not there
+	touches   atomic.Int32          // how many are waited for
 }
 
 // place is a card's stay in a reader.
@@ -168,6 +169,9 @@ func Name(serial uint32) string { return "piv:" + strconv.FormatUint(uint64(seri
 func (t *Token) Info() token.Info {
 	info := *t.info.Load()
 	info.Algorithms = slices.Clone(info.Algorithms)
+	if n := t.touches.Load(); n > 0 {
+		info.State, info.Touches = token.StateTouch, int(n)
+	}
 	return info
 }
 

@@ -23,6 +23,8 @@ const (
 	StateLocked   State = "locked"   // needs its PIN
 	StateAbsent   State = "absent"   // not there, or does not answer
 	StateReplaced State = "replaced" // another device, or a cleared one, is in its place
+	// StateTouch says that an operation waits for somebody to touch the token.
+	StateTouch State = "waiting for touch"
 )
 
 // Protection says what guards a private key, always truthfully.
@@ -50,6 +52,8 @@ type Info struct {
 	Parallel int
 	// State says whether it can be used now.
 	State State
+	// Touches is how many an operation waits for, in StateTouch; else 0.
+	Touches int
 	// Protection is what keys generated here get.
 	Protection Protection
 	// Algorithms are those the token can hold keys of, as probed.

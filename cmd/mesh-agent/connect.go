@@ -26,6 +26,7 @@ func (a *app) with(ctx context.Context, do func(*client.Client) error) error {
 		return err
 	}
 	defer conn.Close()
+	defer a.sayTouch(ctx, path)()
 	return do(conn)
 }
 

@@ -24,6 +24,7 @@ func makeCard(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	daemon := pivtest.StartDaemon(ts.Value(testingKey{}).(testing.TB))
 	card := pivtest.NewCard(pivtest.Config{})
+	card.SetTouch(pivtest.TouchAwaited)
 	*ts.Value(cardKey{}).(*virtualCard) = virtualCard{card, daemon.AddReader("Yubico YubiKey OTP+FIDO+CCID 00 00", card)}
 	ts.Setenv("PCSCLITE_CSOCK_NAME", daemon.Socket)
 }
@@ -38,6 +39,20 @@ func cardSlot(ts *testscript.TestScript, neg bool, args []string) {
 	const p256, pinOnce, touchNever = 0x11, 2, 1
 	_, err = ts.Value(cardKey{}).(*virtualCard).card.Generate(byte(slot), p256, pinOnce, touchNever)
 	ts.Check(err)
+}
+
+// touchCard waits until the card waits for a touch, or touches it.
+func touchCard(ts *testscript.TestScript, neg bool, args []string) {
+	if len(args) != 1 || neg {
+		ts.Fatalf("usage: pivtouch wait|give")
+	}
+	card := ts.Value(cardKey{}).(*virtualCard).card
+	switch args[0] {
+	case "wait":
+		<-card.TouchWaits()
+	case "give":
+		card.Answer(true)
+	}
 }
 
 // plugCard plugs the card in, or out.

@@ -39,6 +39,8 @@ func TestMain(m *testing.M) {
 //	pivcard                put a new PIV card, number 5700001, into a virtual reader
 //	pivkey SLOT            generate a P-256 key in a slot of the card, as another program may
 //	[!] pivplug            plug the card in, or out
+//	pivtouch wait          wait until the card waits for a touch
+//	pivtouch give          touch it
 //	buytpm VAR MAKER       the same with certificates; $MAKER is the folder of its maker's certificates
 //	extend DEVICE PCR      change a PCR of a simulator to which nobody is connected
 //	capture VAR            put what the last command printed in an environment variable
@@ -59,6 +61,7 @@ func TestScript(t *testing.T) {
 			"pivcard":  makeCard,
 			"pivkey":   cardSlot,
 			"pivplug":  plugCard,
+			"pivtouch": touchCard,
 			"extend":   extendPCR,
 			"buytpm":   buyTPM,
 			"capture":  capture,

@@ -1,0 +1,99 @@
+package piv
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/mesh-agent/mesh-agent/agent/agenttest"
+	"github.com/mesh-agent/mesh-agent/client"
+	"github.com/mesh-agent/mesh-agent/mesh"
+	"github.com/mesh-agent/mesh-agent/piv/pivtest"
+	"github.com/mesh-agent/mesh-agent/token"
+)
+
+// dial connects to an agent until the test ends.
+func dial(t *testing.T, socket string) *client.Client {
+	t.Helper()
+	c, err := client.Dial(t.Context(), socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+// state waits until the agent says this of its only token.
+func state(t *testing.T, c *client.Client, s token.State, touches int) {
+	t.Helper()
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+		status, err := c.Status(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		info := status.Tokens[0]
+		if info.State == string(s) && info.Touches == touches {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("state is %q with %d touches, want %q with %d", info.State, info.Touches, s, touches)
+		}
+	}
+}
+
+// TestTouchThroughSocket has a client wait for a touch. Another one sees that; when the first hangs
+// up, the wait ends, and the card is free.
+func TestTouchThroughSocket(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, pivtest.Config{}, Options{})
+	socket := agenttest.Serve(t, b.token)
+	asking, watching := dial(t, socket), dial(t, socket)
+	made, err := asking.KeyGenerate(t.Context(), mesh.KeyGenerateRequest{
+		Home:      mesh.Home{Token: b.token.Info().Name, PIN: "none", Touch: "always"},
+		Algorithm: "P256", Use: "agree",
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	state(t, watching, token.StateReady, 0)
+	b.card.SetTouch(pivtest.TouchAwaited)
+	peer := mesh.PublicParameters{PublicKeyECDH: made.Key.PublicKey.PublicKeyECDH}
+
+	agree := func(c *client.Client) <-chan error {
+		done := make(chan error, 1)
+		go func() {
+			_, err := c.Agree(context.Background(), made.Key.Udf, peer, nil)
+			done <- err
+		}()
+		return done
+	}
+	done := agree(asking)
+	state(t, watching, token.StateTouch, 2)
+	b.card.Answer(true)
+	state(t, watching, token.StateTouch, 1)
+	b.card.Answer(true)
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	state(t, watching, token.StateReady, 0)
+
+	done = agree(asking)
+	state(t, watching, token.StateTouch, 2)
+	if err := asking.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-done; err == nil {
+		t.Error("agreed without a touch")
+	}
+	// The card's own wait was abandoned with the connection: the PIN may be lost, the wait is over.
+	for end := time.Now().Add(10 * time.Second); b.token.Info().State == token.StateTouch; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("still waiting for touch")
+		}
+	}
+	b.card.SetTouch(pivtest.TouchGiven)
+	b.card.Answer(false) // the card's own time limit
+	if err := <-agree(watching); err != nil {
+		t.Errorf("afterwards: %v", err)
+	}
+}
