@@ -174,7 +174,7 @@ func (r *request) accountSeed(ctx context.Context, req mesh.AccountInitRequest, 
 	if err := checkAddress(req.Address); err != nil {
 		return nil, nil, nil, malformed("Address", "an address such as alice@example.com expected")
 	}
-	seed, err := freshSeed(ctx, source, mesh.SeedProfileAccount)
+	seed, err := r.freshSeed(ctx, source, mesh.SeedProfileAccount)
 	if err != nil {
 		return nil, nil, nil, err
 	}

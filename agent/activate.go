@@ -40,7 +40,7 @@ func (r *request) deviceActivate(ctx context.Context, body strictjson.Value) ([]
 	if err != nil {
 		return nil, err
 	}
-	entry, request, err := openCatalog(ctx, req.Catalog, base, id)
+	entry, request, err := openCatalog(ctx, req, base, id)
 	if err != nil {
 		return nil, err
 	}
@@ -54,7 +54,8 @@ func (r *request) deviceActivate(ctx context.Context, body strictjson.Value) ([]
 
 // openCatalog reads a CatalogedDevice, or the answer to a request of this device that waits and
 // whose index it returns, else -1.
-func openCatalog(ctx context.Context, text strictjson.Value, base mesh.Agreer, id *identity) (*device.CatalogedDevice, int, error) {
+func openCatalog(ctx context.Context, req mesh.DeviceActivateRequest, base mesh.Agreer, id *identity) (*device.CatalogedDevice, int, error) {
+	text := req.Catalog
 	if text.Kind() != '[' {
 		entry, err := device.ParseCatalogedDevice(text)
 		return entry, -1, catalogError(err)
@@ -68,7 +69,7 @@ func openCatalog(ctx context.Context, text strictjson.Value, base mesh.Agreer, i
 		return nil, -1, catalogError(err)
 	}
 	at := slices.IndexFunc(id.Requests, func(q devicestate.Request) bool { return answers(answer.MessageID, q) })
-	if at < 0 {
+	if at < 0 && !req.Unsolicited {
 		return nil, -1, &failure{statusState, "Catalog: it answers no request of this device that waits"}
 	}
 	return answer.CatalogedDevice, at, nil

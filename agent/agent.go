@@ -32,6 +32,8 @@ type Config struct {
 	Logger *slog.Logger
 	// Build is the version that HelloRequest and StatusRequest report.
 	Build string
+	// Features is what StatusRequest reports beside it: what not every build of the program has.
+	Features []string
 	// Socket, SSHSocket and StateDir are paths for StatusRequest to report.
 	Socket, SSHSocket, StateDir string
 	// Limits bound what clients take up. Zero members mean the defaults.

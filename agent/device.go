@@ -158,7 +158,7 @@ func (r *request) newBirth(ctx context.Context, req mesh.DeviceInitRequest) (*bi
 		return nil, err
 	}
 	if req.Seed == nil {
-		b.seed, err = freshSeed(ctx, randomness, mesh.SeedProfileDevice)
+		b.seed, err = r.freshSeed(ctx, randomness, mesh.SeedProfileDevice)
 		return b, err
 	}
 	if b.inside != nil {
@@ -252,8 +252,8 @@ func agreementAlgorithm(t token.Token, asked token.Algorithm) (token.Algorithm, 
 }
 
 // freshSeed draws a seed with the randomness of host and token.
-func freshSeed(ctx context.Context, t token.Token, id mesh.SeedID) (*mesh.Seed, error) {
-	secret, err := mixedRandom(ctx, t)
+func (r *request) freshSeed(ctx context.Context, t token.Token, id mesh.SeedID) (*mesh.Seed, error) {
+	secret, err := r.mixedRandom(ctx, t)
 	if err != nil {
 		return nil, err
 	}

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"bytes"
+	"context"
 	"crypto/rand"
 	"crypto/rsa"
 	"encoding/base64"
@@ -594,6 +595,91 @@ func TestSignEnvelope(t *testing.T) {
 			if err != nil || len(by) != 1 || by[0].Generation != g || (e.Header.Encryption != "") != encrypted {
 				t.Errorf("%v, encrypted %t: %v, %v", g, encrypted, by, err)
 			}
+		}
+	}
+}
+
+// randomToken is a token with randomness of its own, or without any if err is set.
+type randomToken struct {
+	*tokentest.Fake
+	asked int
+	err   error
+}
+
+func (r *randomToken) Random(_ context.Context, n int) ([]byte, error) {
+	r.asked++
+	return make([]byte, n), r.err
+}
+
+// TestSeedMixesRandomness asks the token too, and makes no device where that fails.
+func TestSeedMixesRandomness(t *testing.T) {
+	t.Parallel()
+	for _, fault := range []error{nil, token.ErrAbsent} {
+		source := &randomToken{err: fault, Fake: tokentest.NewFake(tokentest.FakeOptions{Name: "soft", Protection: token.ProtectionSoftware, Algorithms: token.Algorithms()})}
+		a := newAgent(t, Limits{}, source)
+		keepDevice(t, a)
+		var r mesh.DeviceResponse
+		ask(t, a, mesh.TagDeviceInitRequest, mesh.DeviceInitRequest{Home: mesh.Home{Token: "soft"}}, mesh.TagDeviceInitResponse, &r)
+		if (r.Status == mesh.StatusOK) != (fault == nil) || source.asked != 1 {
+			t.Errorf("fault %v: %d %s, asked %d times", fault, r.Status, r.StatusDescription, source.asked)
+		}
+	}
+}
+
+func TestAnswersAreBound(t *testing.T) {
+	t.Parallel()
+	a := newDeviceAgent(t)
+	d := initDevice(t, a, mesh.DeviceInitRequest{})
+	x := newTestAccount(t, mesh.G1)
+	approve(t, a, x.Account.Name())
+	e, err := mesh.ParseEnvelope(d.Profile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	profile, err := device.ParseProfileDevice(e, x.Now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	id, err := mesh.GenerateNonce(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	respond := func(id string, entry *device.CatalogedDevice) strictjson.Value {
+		answer, err := x.Respond(t.Context(), profile, id, entry)
+		if err != nil {
+			t.Fatal(err)
+		}
+		text, err := answer.Marshal()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return text
+	}
+	var asked mesh.DeviceConnectResponse
+	ask(t, a, mesh.TagDeviceConnectRequest, mesh.DeviceConnectRequest{Account: "alice@example.com"}, mesh.TagDeviceConnectResponse, &asked)
+	entry := x.connect(t, d)
+	for name, c := range map[string]struct {
+		req    mesh.DeviceActivateRequest
+		status int
+		text   string
+	}{
+		"to nothing":    {mesh.DeviceActivateRequest{Catalog: respond(id, entry)}, statusState, "answers no request"},
+		"rejected":      {mesh.DeviceActivateRequest{Catalog: respond(asked.MessageId, nil)}, statusForbidden, "rejected"},
+		"not for us":    {mesh.DeviceActivateRequest{Catalog: strictjson.Value(`[{"enc":"A256CBC","Salt":"AAAA","recipients":[]},"AAAA"]`)}, statusMalformed, "not encrypted to this device"},
+		"not even JSON": {mesh.DeviceActivateRequest{Catalog: strictjson.Value(`[]`)}, statusMalformed, "Catalog"},
+	} {
+		var r mesh.DeviceActivateResponse
+		ask(t, a, mesh.TagDeviceActivateRequest, c.req, mesh.TagDeviceActivateResponse, &r)
+		if r.Status != c.status || !strings.Contains(r.StatusDescription, c.text) {
+			t.Errorf("%s: %d %q, want %d %q", name, r.Status, r.StatusDescription, c.status, c.text)
+		}
+	}
+	for _, req := range []mesh.DeviceActivateRequest{
+		{Catalog: respond(id, entry), Unsolicited: true}, {Catalog: respond(asked.MessageId, entry)},
+	} {
+		var r mesh.DeviceActivateResponse
+		if ask(t, a, mesh.TagDeviceActivateRequest, req, mesh.TagDeviceActivateResponse, &r); r.Status != mesh.StatusOK {
+			t.Errorf("unsolicited %t: %d %s", req.Unsolicited, r.Status, r.StatusDescription)
 		}
 	}
 }

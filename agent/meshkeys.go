@@ -201,14 +201,19 @@ func (r *request) namedKeys(keys []devicestate.Key) []mesh.NamedKey {
 
 // mixedRandom returns 32 octets that are random if the operating system's randomness or that of
 // the token is, where it offers any (RFC 4086, Section 3.1.3). The caller wipes them.
-func mixedRandom(ctx context.Context, t token.Token) ([]byte, error) {
+func (r *request) mixedRandom(ctx context.Context, t token.Token) ([]byte, error) {
 	ikm := make([]byte, 32, 64)
 	defer func() { clear(ikm) }()
 	if _, err := io.ReadFull(rand.Reader, ikm); err != nil {
 		return nil, fmt.Errorf("draw randomness: %w", err)
 	}
 	if source, ok := t.(token.RandomSource); ok {
+		leave, err := r.manageGate(ctx, t.Info().Name)
+		if err != nil {
+			return nil, err
+		}
 		more, err := source.Random(ctx, 32)
+		leave()
 		if err != nil {
 			return nil, fmt.Errorf("draw randomness from token: %w", err)
 		}

@@ -192,6 +192,7 @@ type DeviceActivateRequest struct {
 	Confirm      bool               `json:",omitzero"` // although nothing shows that it is newer
 	Applications []strictjson.Value `json:",omitzero"` // entries of the account's catalog of applications
 	Accept       []string           `json:",omitzero"` // UDFs of application keys that a person accepts
+	Unsolicited  bool               `json:",omitzero"` // an answer to no request of this device, as one that was preconfigured gets
 	AllowUnnamed bool               `json:",omitzero"` // connections before May 2022 do not name the account
 	Frame        *CatalogFrame      `json:",omitzero"`
 }

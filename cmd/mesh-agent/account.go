@@ -17,7 +17,7 @@ func newAccountCommand(a *app) *cobra.Command {
 	c := group("account", "Accounts of which this agent is the administrator",
 		newAccountInitCommand(a),
 		newAccountRecoverCommand(a),
-		newAccountEscrowCommand(a, "escrow"),
+		newAccountEscrowCommand(a),
 		newAccountListCommand(a),
 		newAccountShowCommand(a),
 		newAccountProfileCommand(a),
@@ -137,10 +137,10 @@ against it; without, a profile is made anew, which has the same name.`,
 	return c
 }
 
-func newAccountEscrowCommand(a *app, use string) *cobra.Command {
+func newAccountEscrowCommand(a *app) *cobra.Command {
 	var req mesh.AccountEscrowRequest
 	c := &cobra.Command{
-		Use:   use + " [ACCOUNT]",
+		Use:   "escrow [ACCOUNT]",
 		Short: "Split an account's seed into new escrow shares",
 		Long: `Prints new escrow shares of an account, one in a line. Shares of different splittings do not
 go together; the old ones still recover the account.`,

@@ -13,7 +13,8 @@ import (
 
 func newShareCommand(a *app) *cobra.Command {
 	return group("share", "Split keys and combine what their shares computed",
-		newShareSplitCommand(a), newShareCombineCommand(a))
+		newShareSplitCommand(a), newShareCombineCommand(a),
+		newAccountEscrowCommand(a), newAccountRecoverCommand(a))
 }
 
 func newShareSplitCommand(a *app) *cobra.Command {
