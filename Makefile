@@ -6,12 +6,15 @@ PREFIX ?= $(HOME)/.local
 UNITS := $(HOME)/.config/systemd/user
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test quick install man clean
+.PHONY: help build static demo test quick install man clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-build: ## build bin/mesh-agent, one static binary
+build: ## build bin/mesh-agent; where there is a C compiler it can load PKCS#11 modules
+	$(GO) build -trimpath -tags netgo,osusergo -o $(BIN) ./cmd/mesh-agent
+
+static: ## build bin/mesh-agent, one static binary, without PKCS#11
 	CGO_ENABLED=0 $(GO) build -trimpath -o $(BIN) ./cmd/mesh-agent
 
 demo: ## show it at work on real data (FILE=path encrypts a file of yours)

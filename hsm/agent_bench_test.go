@@ -2,15 +2,11 @@ package hsm
 
 import (
 	"context"
-	"net"
-	"path/filepath"
 	"testing"
 
-	"github.com/mesh-agent/mesh-agent/agent"
+	"github.com/mesh-agent/mesh-agent/agent/agenttest"
 	"github.com/mesh-agent/mesh-agent/client"
 	"github.com/mesh-agent/mesh-agent/hsm/hsmtest"
-	"github.com/mesh-agent/mesh-agent/internal/keyring"
-	"github.com/mesh-agent/mesh-agent/internal/store"
 	"github.com/mesh-agent/mesh-agent/mesh"
 	"github.com/mesh-agent/mesh-agent/token"
 )
@@ -22,7 +18,7 @@ import (
 func BenchmarkAgent(b *testing.B) {
 	s := hsmtest.SoftHSM(b)
 	tok := openUnlocked(b, newTestModule(b, s), s)
-	socket := serveAgent(b, tok)
+	socket := agenttest.Serve(b, tok)
 	clients := make([]*client.Client, 8)
 	for i := range clients {
 		c, err := client.Dial(context.Background(), socket)
@@ -66,38 +62,4 @@ func benchClients(b *testing.B, clients []*client.Client, f func(*client.Client)
 		defer func() { pool <- c }()
 		return f(c)
 	})
-}
-
-// serveAgent runs an agent with one token and returns its socket.
-func serveAgent(b *testing.B, tok token.Token) string {
-	b.Helper()
-	dir := b.TempDir()
-	records, err := store.Open(filepath.Join(dir, "state"))
-	if err != nil {
-		b.Fatal(err)
-	}
-	ring, err := keyring.Open(records, tok)
-	if err != nil {
-		b.Fatal(err)
-	}
-	path := filepath.Join(dir, "agent.sock")
-	listener, err := net.Listen("unix", path)
-	if err != nil {
-		b.Fatal(err)
-	}
-	ssh, err := net.Listen("unix", filepath.Join(dir, "ssh.sock"))
-	if err != nil {
-		b.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- agent.New(agent.Config{Keyring: ring}).Serve(ctx, listener, ssh) }()
-	b.Cleanup(func() {
-		cancel()
-		if err := <-done; err != nil {
-			b.Error(err)
-		}
-		ring.Close()
-	})
-	return path
 }

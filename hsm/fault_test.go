@@ -3,9 +3,7 @@ package hsm
 import (
 	"context"
 	"errors"
-	"os"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -108,13 +106,10 @@ func TestCrashAndHang(t *testing.T) {
 		wantSign(t, command, k, want)
 		wantSign(t, command, k2, nil)
 		fake.Heal(t, "SignInit")
-		started := time.Now()
-		for errors.Is(signOnce(t.Context(), k, token.Auth{}), token.ErrAbsent) {
-			if time.Since(started) > 2*time.Second {
-				t.Fatalf("%s: not back within two seconds", command)
-			}
-			time.Sleep(time.Millisecond)
-		}
+		back := hsmtest.StartLoad(t, 1, func(err error) bool { return errors.Is(err, token.ErrAbsent) },
+			func(int) error { return signOnce(context.Background(), k, token.Auth{}) })
+		back.AwaitRight("after "+command, 1)
+		back.Stop()
 		wantSign(t, "after "+command, k, nil)
 	}
 	if untouched.child.cmd.Process.Pid != before {
@@ -122,88 +117,39 @@ func TestCrashAndHang(t *testing.T) {
 	}
 }
 
-// load signs on eight goroutines until stopped.
-type load struct {
-	stop          atomic.Bool
-	done          sync.WaitGroup
-	right, failed atomic.Int64
-	lastRight     atomic.Int64 // Unix nanoseconds
-	err           atomic.Pointer[error]
-}
-
-func startLoad(k token.Signer, n int) *load {
-	l := new(load)
-	for range n {
-		l.done.Go(func() {
-			for !l.stop.Load() {
-				ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-				err := signOnce(ctx, k, token.Auth{})
-				cancel()
-				switch {
-				case err == nil:
-					l.right.Add(1)
-					l.lastRight.Store(time.Now().UnixNano())
-				case errors.Is(err, token.ErrAbsent):
-					l.failed.Add(1)
-				default:
-					l.err.Store(&err)
-					return
-				}
-			}
-		})
-	}
-	return l
-}
-
-// await waits until n more signatures were made, at most two seconds.
-func (l *load) await(t *testing.T, n int64) {
-	t.Helper()
-	want, deadline := l.right.Load()+n, time.Now().Add(2*time.Second)
-	for l.right.Load() < want {
-		if time.Now().After(deadline) {
-			t.Fatalf("%d signatures within two seconds, want %d", l.right.Load()-want+n, n)
-		}
-		time.Sleep(time.Millisecond)
-	}
-}
-
 // Under a load of eight, the process is killed, and the module crashes: every request is
-// answered, no signature is wrong, and the service is back within two seconds.
+// answered, no signature is wrong, and the service is back within two seconds. The same through an agent's
+// socket is a test of cmd/mesh-agent.
 func TestKillUnderLoad(t *testing.T) {
 	t.Parallel()
 	fake := hsmtest.NewFake(t)
 	m := newTestModule(t, fake.Setup, func(o *ModuleOptions) { o.Stderr = nil })
-	tok := openUnlocked(t, m, fake.Setup)
-	self := os.Getpid()
-	l := startLoad(signKeyFor(t, tok, token.P256), 8)
-	l.await(t, 20)
+	k := signKeyFor(t, openUnlocked(t, m, fake.Setup), token.P256)
+	absent := func(err error) bool { return errors.Is(err, token.ErrAbsent) }
+	l := hsmtest.StartLoad(t, 8, absent, func(int) error {
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		return signOnce(ctx, k, token.Auth{})
+	})
+	l.AwaitRight("first", 20)
 	for range 5 {
 		m.mu.Lock()
 		c := m.child
 		m.mu.Unlock()
 		if c != nil {
 			syscall.Kill(c.cmd.Process.Pid, syscall.SIGKILL)
-			<-c.dead
 		}
-		l.await(t, 20)
+		l.AwaitFailed("killed")
+		l.AwaitRight("after it was killed", 20)
 	}
 	for range 2 {
 		fake.Do(t, "SignInit", "segfault")
-		for failed := l.failed.Load(); l.failed.Load() == failed; {
-			time.Sleep(time.Millisecond)
-		}
+		l.AwaitFailed("segfault")
 		fake.Heal(t, "SignInit")
-		l.await(t, 20)
+		l.AwaitRight("after a segfault", 20)
 	}
-	l.stop.Store(true)
-	l.done.Wait()
-	if err := l.err.Load(); err != nil {
-		t.Errorf("an operation failed with %v", *err)
-	}
-	if l.failed.Load() == 0 || os.Getpid() != self {
-		t.Errorf("%d operations failed, want some", l.failed.Load())
-	}
-	t.Logf("%d signatures, %d failed", l.right.Load(), l.failed.Load())
+	l.Stop()
+	t.Logf("%d signatures, %d failed", l.Right, l.Failed)
 }
 
 // A token that allows one session, or two, works, and keeps its login.

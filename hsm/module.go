@@ -24,6 +24,10 @@ var (
 	ErrNotLoaded = fmt.Errorf("the module does not load: %w", token.ErrAbsent)
 )
 
+// ErrNoSupport says that this binary is a static one, which no module can be loaded into: it was
+// built without cgo. NewModule returns it.
+var ErrNoSupport = errors.New("this binary was built without cgo and cannot load PKCS #11 modules")
+
 // ModuleOptions says which module to load and how.
 type ModuleOptions struct {
 	// Path is the absolute path of the shared library. Only the configuration may name it.
@@ -77,10 +81,13 @@ type Module struct {
 	retired   sync.WaitGroup
 }
 
-// NewModule checks the options. It starts nothing.
+// NewModule checks the options. It starts nothing. Errors: ErrNoSupport, and what is wrong with the options.
 func NewModule(o ModuleOptions) (*Module, error) {
 	fail := func(format string, args ...any) (*Module, error) {
 		return nil, fmt.Errorf("pkcs11 module: "+format, args...)
+	}
+	if !Supported {
+		return fail("%w", ErrNoSupport)
 	}
 	if !filepath.IsAbs(o.Path) || filepath.Clean(o.Path) != o.Path {
 		return fail("%q is not an absolute path", o.Path)

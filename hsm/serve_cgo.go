@@ -13,6 +13,9 @@ import (
 	"github.com/miekg/pkcs11"
 )
 
+// Supported reports whether this binary can load PKCS #11 modules: it was built with cgo.
+const Supported = true
+
 // module is a loaded module in the helper process.
 type module struct {
 	ctx      *pkcs11.Ctx

@@ -2,11 +2,7 @@
 
 package hsm
 
-import (
-	"errors"
-)
+// Supported reports whether this binary can load PKCS #11 modules: it was built with cgo.
+const Supported = false
 
-// newModule says that this binary cannot load modules: that takes cgo.
-func newModule(*call) (backend, error) {
-	return nil, errors.New("this binary was built without cgo and cannot load PKCS#11 modules")
-}
+func newModule(*call) (backend, error) { return nil, ErrNoSupport }

@@ -41,7 +41,7 @@ fail() {
 agent() { # agent NAME COMMAND...: the command line, talking to that agent
 	name=$1
 	shift
-	bin/mesh-agent "$@" --socket "$work/$name/agent.sock"
+	bin/demo/mesh-agent "$@" --socket "$work/$name/agent.sock"
 }
 on() { # the same, shown as a person would type it
 	printf '  %s$ mesh-agent' "$1" >&3
@@ -54,7 +54,7 @@ on() { # the same, shown as a person would type it
 start() { # start NAME FLAGS...: a daemon with its own folder, ready when this returns
 	name=$1
 	shift
-	bin/mesh-agent serve --socket "$work/$name/agent.sock" --state "$work/$name/state" "$@" 2>"$work/$name.log" &
+	bin/demo/mesh-agent serve --socket "$work/$name/agent.sock" --state "$work/$name/state" "$@" 2>"$work/$name.log" &
 	pids="$pids $!"
 	wait_for "agent $name" agent "$name" status
 }
@@ -71,8 +71,10 @@ wait_for() { # wait_for WHAT COMMAND...: until the command succeeds, ten seconds
 
 [ -r "$file" ] || fail "cannot read $file"
 scripts/install-test-deps.sh demo
-echo "building bin/mesh-agent ..."
-CGO_ENABLED=0 $GO build -trimpath -o bin/mesh-agent ./cmd/mesh-agent
+echo "building the agent ..."
+# Static: the demonstration has no PKCS#11 module, and needs no C compiler. A folder of its own
+# leaves the binary of make build alone.
+CGO_ENABLED=0 $GO build -trimpath -o bin/demo/mesh-agent ./cmd/mesh-agent
 
 swtpm socket --tpm2 --tpmstate "dir=$work" --server "type=unixio,path=$work/tpm.sock" \
 	--ctrl "type=unixio,path=$work/tpm.ctrl" --flags not-need-init,startup-clear \
@@ -147,6 +149,6 @@ ssh-keygen -Y verify -n file -f "$work/allowed" -I you@example.org -s "$work/mes
 title "What to try next"
 cat <<'TEXT'
   make demo FILE=a-file-of-yours
-  bin/mesh-agent serve --software-keys       an agent of your own, with a passphrase
-  bin/mesh-agent --help                      and README.md, which tells how to go on
+  make build; bin/mesh-agent serve --software-keys       an agent of your own, with a passphrase
+  bin/mesh-agent --help                                  and README.md, which tells how to go on
 TEXT

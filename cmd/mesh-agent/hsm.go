@@ -59,7 +59,7 @@ func (a *app) openPKCS11(ctx context.Context, modules []config.PKCS11, log *slog
 			Helper: []string{self, helperCommand}, Stderr: os.Stderr,
 		})
 		if err != nil {
-			return tokens, err
+			return tokens, explainModule(err)
 		}
 		for _, name := range slices.Sorted(maps.Keys(c.Tokens)) {
 			t, err := a.openPKCS11Token(ctx, m, name, c.Tokens[name], log)
@@ -70,6 +70,14 @@ func (a *app) openPKCS11(ctx context.Context, modules []config.PKCS11, log *slog
 		}
 	}
 	return tokens, nil
+}
+
+// explainModule says what to do about a binary that cannot load modules.
+func explainModule(err error) error {
+	if errors.Is(err, hsm.ErrNoSupport) {
+		return hint(err, "install a C compiler (gcc and libc6-dev) and run make build, or take [[pkcs11]] out of the configuration")
+	}
+	return err
 }
 
 func (a *app) openPKCS11Token(ctx context.Context, m *hsm.Module, name, text string, log *slog.Logger) (*hsm.Token, error) {

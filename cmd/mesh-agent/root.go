@@ -40,7 +40,7 @@ func newRootCommand(a *app) *cobra.Command {
 	root.Long = `mesh-agent guards the private keys of one device. Keys live in tokens: a TPM 2.0, or
 software for machines without one. "mesh-agent serve" is the daemon; SSH and Mesh
 clients talk to it over Unix sockets, and so do the other commands.`
-	root.Version = build()
+	root.Version = version()
 	root.SilenceErrors, root.SilenceUsage = true, true
 	root.SetIn(a.stdin)
 	root.SetOut(a.stdout)

@@ -157,6 +157,7 @@ func (a *app) serve(ctx context.Context, s settings) (err error) {
 		Device:    identity,
 		Logger:    log,
 		Build:     build(),
+		Features:  features(),
 		Socket:    address(listeners.mesh),
 		SSHSocket: address(listeners.ssh),
 		StateDir:  s.state,

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"strconv"
 	"strings"
@@ -35,6 +36,7 @@ func newStatusCommand(a *app) *cobra.Command {
 func (a *app) printStatus(s mesh.StatusResponse) error {
 	rows := [][]string{
 		{"agent", fmt.Sprintf("%s, process %d, up %s", s.Build, s.PID, time.Duration(s.Uptime)*time.Second)},
+		{"features", cmp.Or(strings.Join(s.Features, ", "), "none: a static binary, without PKCS#11")},
 		{"socket", s.Socket},
 		{"ssh socket", s.SSH},
 		{"state", s.State},
