@@ -196,7 +196,8 @@ prints what it proves and what it does not. It needs neither an agent nor a TPM.
 
 An answer is refused if nothing bound its attestation key to a device (a program can make
 such an answer), or if the key was imported (others may have it), unless that is accepted.
-Which PCR values are good, and whose the UDF is, is for you to know.`,
+--key, --serial and --slot say what the answer must be about. Which PCR values are good, and whose
+the UDF is, is for you to know.`,
 		Args: args(cobra.ExactArgs(1)),
 		RunE: func(c *cobra.Command, files []string) error {
 			report, err := a.verifyAnswer(files[0], challenge, options)
@@ -210,6 +211,9 @@ Which PCR values are good, and whose the UDF is, is for you to know.`,
 		},
 	}
 	c.Flags().StringVar(&challenge, "challenge", "", "the `file` of attest challenge")
+	c.Flags().StringVar(&options.Asked.Key, "key", "", "the `UDF` of the key that was asked for; another is refused")
+	c.Flags().Uint32Var(&options.Asked.Serial, "serial", 0, "the serial `number` of the PIV card; another is refused")
+	c.Flags().StringVar(&options.Asked.Slot, "slot", "", "the `slot` of the PIV card; another is refused")
 	c.Flags().BoolVar(&options.AcceptUnbound, "accept-unbound-ak", false, "take an attestation key that nothing binds to a device")
 	c.Flags().BoolVar(&options.AcceptImported, "accept-imported-key", false, "take a key that was outside of the device once, or may leave it")
 	required(c, "challenge")
@@ -253,6 +257,8 @@ func adviseVerify(err error) error {
 	switch {
 	case errors.Is(err, attest.ErrUnbound):
 		return hint(err, "make the challenge with the device's ID, or take the answer for what it is by --accept-unbound-ak")
+	case errors.Is(err, attest.ErrOther):
+		return hint(err, "the answer may be true, and is not about the key that you asked for")
 	case errors.Is(err, attest.ErrImported):
 		return hint(err, "ask for a key that is generated in the device, or take it by --accept-imported-key")
 	case errors.Is(err, attest.ErrChallenge):
@@ -285,7 +291,7 @@ func (a *app) printReport(r *attest.Report) error {
 		rows = append(rows, []string{"TPM", fmt.Sprintf("firmware %016x, start %d", p.Firmware, p.ResetCount)})
 	}
 	if c := r.Card; c != nil {
-		rows = append(rows, []string{"card", fmt.Sprintf("%s, serial number %d, firmware %s, touch %s", c.Statement, c.Serial, known(c.Firmware), c.TouchPolicy)})
+		rows = append(rows, []string{"card", fmt.Sprintf("serial number %d, slot %s, firmware %s, touch %s", c.Serial, known(c.Slot), known(c.Firmware), c.TouchPolicy)})
 	}
 	for _, s := range r.Proven {
 		rows = append(rows, []string{"proven", s})

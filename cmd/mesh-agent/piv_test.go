@@ -1,6 +1,8 @@
 package main
 
 import (
+	"encoding/pem"
+	"os"
 	"strconv"
 	"testing"
 
@@ -17,7 +19,8 @@ type virtualCard struct {
 	reader *pivtest.Reader
 }
 
-// makeCard puts a new PIV card, number 5700001, into a reader that $PCSCLITE_CSOCK_NAME leads to.
+// makeCard puts a new PIV card, number 5700001, into a reader that $PCSCLITE_CSOCK_NAME leads to. The
+// folder maker gets the certificate of its maker.
 func makeCard(ts *testscript.TestScript, neg bool, args []string) {
 	if len(args) != 0 || neg {
 		ts.Fatalf("usage: pivcard")
@@ -27,6 +30,9 @@ func makeCard(ts *testscript.TestScript, neg bool, args []string) {
 	card.SetTouch(pivtest.TouchAwaited)
 	*ts.Value(cardKey{}).(*virtualCard) = virtualCard{card, daemon.AddReader("Yubico YubiKey OTP+FIDO+CCID 00 00", card)}
 	ts.Setenv("PCSCLITE_CSOCK_NAME", daemon.Socket)
+	ts.Check(os.Mkdir(ts.MkAbs("maker"), 0o755))
+	root := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: card.AttestationRoot().Raw})
+	ts.Check(os.WriteFile(ts.MkAbs("maker/root.pem"), root, 0o644))
 }
 
 // cardSlot generates a P-256 key in a slot of the card, as another program may.

@@ -36,7 +36,7 @@ func TestMain(m *testing.M) {
 //	end NAME               interrupt it and wait; it must end well
 //	swtpm VAR              run a TPM simulator until the script ends; $VAR is what --tpm takes
 //	softhsm                make a PKCS#11 token and a config.toml here that names it hsm
-//	pivcard                put a new PIV card, number 5700001, into a virtual reader
+//	pivcard                put a new PIV card, number 5700001, into a virtual reader; maker/ has its root
 //	pivkey SLOT            generate a P-256 key in a slot of the card, as another program may
 //	[!] pivplug            plug the card in, or out
 //	pivtouch wait          wait until the card waits for a touch

@@ -61,6 +61,8 @@ var (
 	ErrEvidence = errors.New("evidence does not prove the statement")
 	// ErrUnbound says that nothing shows the attestation key to be in a genuine device.
 	ErrUnbound = errors.New("attestation key is not bound to a device")
+	// ErrOther says that the answer is about another key, card or slot than was asked for.
+	ErrOther = errors.New("answer is about something else than was asked for")
 	// ErrImported says that the private key was outside of the device once, or may leave it.
 	ErrImported = errors.New("key was imported, or can be copied")
 )

@@ -2,6 +2,7 @@ package attest_test
 
 import (
 	"crypto/x509"
+	"fmt"
 	"testing"
 
 	"github.com/mesh-agent/mesh-agent/internal/attest"
@@ -62,7 +63,9 @@ func TestCard(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		r, err := attest.Verify(reread(t, a, attest.ParseAnswer), c, s, attest.VerifyOptions{})
+		r, err := attest.Verify(reread(t, a, attest.ParseAnswer), c, s, attest.VerifyOptions{
+			Asked: attest.Asked{Key: statement.Udf, Serial: card.Serial(), Slot: fmt.Sprintf("%02x", key.Handle[8])},
+		})
 		if err != nil || r.Card.Serial != int(card.Serial()) || r.Card.Fresh != kind.use.Signs() {
 			t.Errorf("%s: %+v, %v", kind.algorithm, r, err)
 		}

@@ -10,6 +10,7 @@ import (
 	"encoding/asn1"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/mesh-agent/mesh-agent/token"
 )
@@ -19,6 +20,7 @@ import (
 type CardReport struct {
 	// Statement is the subject of the key's certificate, which names the slot.
 	Statement   string
+	Slot        string // "9a", as the subject says; empty if it does not
 	Serial      int    // 0 if the card does not tell
 	Firmware    string // "5.7.1"
 	PINPolicy   string // "never", "once", "always", or "unknown"
@@ -115,6 +117,9 @@ func (v *verification) describeCard(card *CardReport) {
 // cardReport reads the extensions. A card that has none is not an error.
 func cardReport(cert *x509.Certificate) (*CardReport, error) {
 	card := &CardReport{Statement: cert.Subject.String(), PINPolicy: "unknown", TouchPolicy: "unknown"}
+	if slot, ok := strings.CutPrefix(cert.Subject.CommonName, "YubiKey PIV Attestation "); ok {
+		card.Slot = slot
+	}
 	for _, x := range cert.Extensions {
 		switch {
 		case x.Id.Equal(yubico(3)):

@@ -15,10 +15,12 @@ import (
 	"errors"
 	"math/big"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/mesh-agent/mesh-agent/internal/attest"
+	"github.com/mesh-agent/mesh-agent/mesh"
 	"github.com/mesh-agent/mesh-agent/token"
 )
 
@@ -84,7 +86,7 @@ func (c *card) answer(t *testing.T, challenge *attest.Challenge, pub token.Publi
 	if err != nil {
 		t.Fatal(err)
 	}
-	template := &x509.Certificate{Subject: pkix.Name{CommonName: "PIV Attestation 9a"}, ExtraExtensions: extensions()}
+	template := &x509.Certificate{Subject: pkix.Name{CommonName: "YubiKey PIV Attestation 9a"}, ExtraExtensions: extensions()}
 	var cert *x509.Certificate
 	if x, ok := key.(*ecdh.PublicKey); ok {
 		cert = certificate(t, template, c.f9, ed25519.PublicKey(x.Bytes()), c.f9Key)
@@ -164,7 +166,7 @@ func TestPIV(t *testing.T) {
 				continue
 			}
 			card := *report.Card
-			want := attest.CardReport{Statement: "CN=PIV Attestation 9a", Serial: 1234, Firmware: "5.7.1", PINPolicy: "once", TouchPolicy: "never", Fresh: test.sign != nil}
+			want := attest.CardReport{Statement: "CN=YubiKey PIV Attestation 9a", Slot: "9a", Serial: 1234, Firmware: "5.7.1", PINPolicy: "once", TouchPolicy: "never", Fresh: test.sign != nil}
 			if card != want || !report.Attester.Bound || report.Key.Origin != "generated" {
 				t.Errorf("%s: %+v, %+v", test.pub.Algorithm, card, report)
 			}
@@ -172,6 +174,34 @@ func TestPIV(t *testing.T) {
 		odd := slices.Clone(even)
 		odd[32] = 0x80
 		refused(t, c.answer(t, ch, token.PublicKey{Algorithm: token.X25519, Octets: odd}, x.PublicKey(), nil), ch, s, attest.ErrEvidence)
+	})
+	t.Run("asked for", func(t *testing.T) {
+		g1, err := mesh.Fingerprint(pub, mesh.G1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		full, err := mesh.FullFingerprint(pub, mesh.G2)
+		if err != nil {
+			t.Fatal(err)
+		}
+		a := c.answer(t, ch, pub, &ec.PublicKey, signEC)
+		for _, test := range []struct {
+			asked attest.Asked
+			want  error
+		}{
+			{attest.Asked{Key: g1, Serial: 1234, Slot: "9a"}, nil},
+			{attest.Asked{Key: strings.ToLower(full), Slot: "9A"}, nil},
+			{attest.Asked{Key: "MAAA-AAAA-AAAA-AAAA-AAAA-AAAA-AAAA"}, attest.ErrOther},
+			{attest.Asked{Key: g1[:20]}, attest.ErrForm},
+			{attest.Asked{Serial: 1235}, attest.ErrOther},
+			{attest.Asked{Slot: "9c"}, attest.ErrOther},
+			{attest.Asked{Key: g1, Serial: 1234, Slot: "82"}, attest.ErrOther},
+		} {
+			_, err := attest.Verify(a, ch, s, attest.VerifyOptions{Asked: test.asked})
+			if !errors.Is(err, test.want) {
+				t.Errorf("%+v: %v, want %v", test.asked, err, test.want)
+			}
+		}
 	})
 	t.Run("every bit", func(t *testing.T) {
 		for _, sign := range []func([]byte) []byte{signEC, nil} {

@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/mesh-agent/mesh-agent/internal/strictjson"
@@ -22,8 +23,17 @@ type VerifyOptions struct {
 	AcceptUnbound bool
 	// AcceptImported takes a key whose private part was outside of the device once, or may leave it.
 	AcceptImported bool
+	// Asked is what the answer must be about.
+	Asked Asked
 	// Now is when the answer was received; zero means the present.
 	Now time.Time
+}
+
+// Asked says which key was asked for. What is empty does not matter.
+type Asked struct {
+	Key    string // a UDF of the key, of any generation: at least 28 characters
+	Serial uint32 // the card's serial number
+	Slot   string // the card's slot: "9a"
 }
 
 // Report is what an answer proves.
@@ -82,7 +92,7 @@ type verification struct {
 
 // Verify checks an answer against the challenge and what was kept of it. A report is returned
 // with nil, and with ErrUnbound and ErrImported, which say what it lacks.
-// Errors: ErrForm, ErrChallenge, ErrEvidence, ErrUnbound, ErrImported.
+// Errors: ErrForm, ErrChallenge, ErrEvidence, ErrOther, ErrUnbound, ErrImported.
 func Verify(a *Answer, c *Challenge, s *Secret, o VerifyOptions) (*Report, error) {
 	if o.Now.IsZero() {
 		o.Now = time.Now()
@@ -109,7 +119,48 @@ func Verify(a *Answer, c *Challenge, s *Secret, o VerifyOptions) (*Report, error
 	if err := check(v); err != nil {
 		return nil, err
 	}
+	if err := o.Asked.compare(pub, v.report.Card); err != nil {
+		return nil, err
+	}
 	return v.report, v.judge(o)
+}
+
+// compare holds that an answer that proves its statement is about what was asked for. card is nil
+// for other devices.
+func (w Asked) compare(pub token.PublicKey, card *CardReport) error {
+	if w.Key != "" {
+		if err := w.compareKey(pub); err != nil {
+			return err
+		}
+	}
+	switch {
+	case w.Serial == 0 && w.Slot == "":
+		return nil
+	case card == nil:
+		return fmt.Errorf("%w: it is not about a card", ErrOther)
+	case w.Serial != 0 && int64(card.Serial) != int64(w.Serial):
+		return fmt.Errorf("%w: card %d, not %d", ErrOther, card.Serial, w.Serial)
+	case w.Slot != "" && !strings.EqualFold(card.Slot, w.Slot):
+		return fmt.Errorf("%w: slot %q, not %q", ErrOther, card.Slot, w.Slot)
+	}
+	return nil
+}
+
+func (w Asked) compareKey(pub token.PublicKey) error {
+	id, err := mesh.NormalizeKeyID(w.Key)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrForm, err)
+	}
+	names, err := mesh.Aliases(pub)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrForm, err)
+	}
+	for _, name := range names {
+		if strings.HasPrefix(name, id) {
+			return nil
+		}
+	}
+	return fmt.Errorf("%w: another key than %s", ErrOther, w.Key)
 }
 
 // covers holds that c is the challenge of the secret, and still stands.
