@@ -133,6 +133,9 @@ func (r *request) accountConnect(ctx context.Context, body strictjson.Value) ([]
 		return nil, err
 	}
 	defer done()
+	if err := checkRoles(req.Roles); err != nil {
+		return nil, err
+	}
 	a, ask, err := r.connection(req.Account, req.Request)
 	if err != nil {
 		return nil, err
@@ -159,6 +162,19 @@ func (r *request) accountConnect(ctx context.Context, body strictjson.Value) ([]
 		return nil, err
 	}
 	return strictjson.Marshal(mesh.AccountConnectResponse{Reply: accepted, Response: response, CatalogedDevice: text})
+}
+
+// checkRoles bounds what goes into a connection.
+func checkRoles(roles []string) error {
+	if len(roles) > 32 {
+		return malformed("Roles", "at most 32 expected")
+	}
+	for _, role := range roles {
+		if role == "" || checkLabel(role) != nil {
+			return malformed("Roles", "words of at most %d octets without control characters expected", maxLabel)
+		}
+	}
+	return nil
 }
 
 // encryptionKey is the combined key of an entry that this agent has made.

@@ -22,7 +22,7 @@ import (
 )
 
 // newDeviceAgent returns an agent that keeps a device's identity, with software keys.
-func newDeviceAgent(t *testing.T) *Agent {
+func newDeviceAgent(t testing.TB) *Agent {
 	t.Helper()
 	soft := tokentest.NewFake(tokentest.FakeOptions{Name: "soft", Protection: token.ProtectionSoftware, Algorithms: token.Algorithms()})
 	a := newAgent(t, Limits{}, soft)
@@ -30,7 +30,7 @@ func newDeviceAgent(t *testing.T) *Agent {
 	return a
 }
 
-func keepDevice(t *testing.T, a *Agent) {
+func keepDevice(t testing.TB, a *Agent) {
 	t.Helper()
 	folder, err := devicestate.Open(filepath.Join(t.TempDir(), "device"))
 	if err != nil {
@@ -45,7 +45,7 @@ func keepDevice(t *testing.T, a *Agent) {
 }
 
 // ask sends one message and decodes the response, whatever its status, into out.
-func ask(t *testing.T, a *Agent, request string, body any, response string, out any) {
+func ask(t testing.TB, a *Agent, request string, body any, response string, out any) {
 	t.Helper()
 	tagged, err := strictjson.NewTagged(request, body)
 	if err != nil {
@@ -67,7 +67,7 @@ func ask(t *testing.T, a *Agent, request string, body any, response string, out 
 	}
 }
 
-func initDevice(t *testing.T, a *Agent, req mesh.DeviceInitRequest) *mesh.DeviceInfo {
+func initDevice(t testing.TB, a *Agent, req mesh.DeviceInitRequest) *mesh.DeviceInfo {
 	t.Helper()
 	if req.Token == "" {
 		req.Token = "soft"
@@ -80,7 +80,7 @@ func initDevice(t *testing.T, a *Agent, req mesh.DeviceInitRequest) *mesh.Device
 	return r.Device
 }
 
-func approve(t *testing.T, a *Agent, account string) {
+func approve(t testing.TB, a *Agent, account string) {
 	t.Helper()
 	var r mesh.Reply
 	ask(t, a, mesh.TagDeviceApproveRequest, mesh.DeviceApproveRequest{Account: account}, mesh.TagDeviceApproveResponse, &r)
@@ -89,7 +89,7 @@ func approve(t *testing.T, a *Agent, account string) {
 	}
 }
 
-func activate(t *testing.T, a *Agent, entry *device.CatalogedDevice, edit ...func(*mesh.DeviceActivateRequest)) mesh.DeviceActivateResponse {
+func activate(t testing.TB, a *Agent, entry *device.CatalogedDevice, edit ...func(*mesh.DeviceActivateRequest)) mesh.DeviceActivateResponse {
 	t.Helper()
 	text, err := entry.Marshal()
 	if err != nil {
@@ -110,7 +110,7 @@ type testAccount struct {
 	seed *mesh.Seed
 }
 
-func newTestAccount(t *testing.T, g mesh.Generation) *testAccount {
+func newTestAccount(t testing.TB, g mesh.Generation) *testAccount {
 	t.Helper()
 	must := func(err error) {
 		t.Helper()
@@ -135,7 +135,7 @@ func newTestAccount(t *testing.T, g mesh.Generation) *testAccount {
 	return &testAccount{device.Connector{Account: profile, Administrator: local(device.AdminSign)}, seed}
 }
 
-func (x *testAccount) connect(t *testing.T, d *mesh.DeviceInfo, edit ...func(*device.Grant)) *device.CatalogedDevice {
+func (x *testAccount) connect(t testing.TB, d *mesh.DeviceInfo, edit ...func(*device.Grant)) *device.CatalogedDevice {
 	t.Helper()
 	e, err := mesh.ParseEnvelope(d.Profile)
 	if err != nil {

@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/crypto/ssh"
 
+	"github.com/mesh-agent/mesh-agent/internal/strictjson"
 	"github.com/mesh-agent/mesh-agent/mesh"
 	"github.com/mesh-agent/mesh-agent/token"
 )
@@ -21,7 +22,8 @@ func newKeyPublicCommand(a *app) *cobra.Command {
 		Use:   "public UDF",
 		Short: "Print a public key",
 		Long: `Prints a public key as Mesh KeyData (--format mesh), as a line for authorized_keys
-(--format ssh), or as SubjectPublicKeyInfo (--format pem).`,
+(--format ssh), as SubjectPublicKeyInfo (--format pem), or as an entry for an account's catalog of
+applications (--format catalog), by which a key for SSH that was made on this device is published.`,
 		Args: args(cobra.ExactArgs(1)),
 		RunE: func(c *cobra.Command, ids []string) error {
 			g, err := parseGeneration(generation)
@@ -47,7 +49,7 @@ func newKeyPublicCommand(a *app) *cobra.Command {
 			return a.print(out)
 		},
 	}
-	c.Flags().StringVar(&format, "format", "mesh", "mesh, ssh or pem")
+	c.Flags().StringVar(&format, "format", "mesh", "mesh, ssh, pem or catalog")
 	c.Flags().StringVar(&generation, "generation", "g1", "which UDF to write in the KeyData: g1 or g2")
 	return c
 }
@@ -64,8 +66,26 @@ func publicEncoder(format string, g mesh.Generation) (func(token.PublicKey, stri
 		return encodeSSH, nil
 	case "pem":
 		return encodePEM, nil
+	case "catalog":
+		return func(key token.PublicKey, label string) ([]byte, error) { return encodeCatalog(key, label, g) }, nil
 	}
-	return nil, usageError{fmt.Errorf("--format %q is none of mesh, ssh, pem", format)}
+	return nil, usageError{fmt.Errorf("--format %q is none of mesh, ssh, pem, catalog", format)}
+}
+
+// encodeCatalog writes a CatalogedApplicationSsh without grants
+// (draft-hallambaker-mesh-schema-08, Section 10.3).
+func encodeCatalog(key token.PublicKey, label string, g mesh.Generation) ([]byte, error) {
+	k, err := mesh.NewKeyData(key, g)
+	if err != nil {
+		return nil, err
+	}
+	type entry struct {
+		Key       string
+		LocalName string `json:",omitzero"`
+		ClientKey *mesh.KeyData
+	}
+	out, err := strictjson.Marshal(map[string]entry{"CatalogedApplicationSsh": {k.Udf, label, k}})
+	return append(out, '\n'), err
 }
 
 // encodeSSH writes a line as sshd(8) describes under "AUTHORIZED_KEYS FILE FORMAT".
