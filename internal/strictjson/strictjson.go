@@ -203,25 +203,44 @@ func NewTagged(tag string, body any) (Tagged, error) {
 	return Tagged{Tag: tag, Body: b}, err
 }
 
-// MarshalJSON writes {"Tag":Body}.
-func (t Tagged) MarshalJSON() ([]byte, error) {
-	return json.Marshal(map[string]Value{t.Tag: t.Body})
+// MarshalJSONTo writes {"Tag":Body}.
+func (t Tagged) MarshalJSONTo(e *jsontext.Encoder) error {
+	return errors.Join(
+		e.WriteToken(jsontext.BeginObject), e.WriteToken(jsontext.String(t.Tag)),
+		e.WriteValue(t.Body), e.WriteToken(jsontext.EndObject))
 }
 
-// UnmarshalJSON reads an object of exactly one member.
-func (t *Tagged) UnmarshalJSON(data []byte) error {
-	var m map[string]Value
-	if err := json.Unmarshal(data, &m); err != nil {
+// UnmarshalJSONFrom reads an object of exactly one member.
+func (t *Tagged) UnmarshalJSONFrom(d *jsontext.Decoder) error {
+	start, err := d.ReadToken()
+	if err != nil {
 		return err
 	}
-	if len(m) != 1 {
-		return formatError("object with exactly one member expected")
+	if start.Kind() != '{' || d.PeekKind() == '}' {
+		return errNotTagged
 	}
-	for tag, body := range m {
-		*t = Tagged{Tag: tag, Body: body}
+	name, err := d.ReadToken()
+	if err != nil {
+		return err
 	}
+	tag := name.String()
+	body, err := d.ReadValue()
+	if err != nil {
+		return err
+	}
+	body = slices.Clone(body) // the decoder's own is overwritten
+	end, err := d.ReadToken()
+	if err != nil {
+		return err
+	}
+	if end.Kind() != '}' {
+		return errNotTagged
+	}
+	*t = Tagged{Tag: tag, Body: body}
 	return nil
 }
+
+const errNotTagged = formatError("object with exactly one member expected")
 
 // Decode decodes the body as Unmarshal does.
 func (t Tagged) Decode(v any) error {
