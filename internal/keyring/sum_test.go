@@ -196,3 +196,21 @@ func TestPartOfOwnUse(t *testing.T) {
 	f.restart(t, fake.Reopen(), openSoft(t, softDir))
 	wantErr(t, "use of the part removed", anyUse(ctx, f.find(t, e.Udf)), token.ErrCorrupt)
 }
+
+func BenchmarkSignWithSum(b *testing.B) {
+	f := newRing(b, openSoft(b, b.TempDir()))
+	base := f.generate(b, "soft", token.Ed448, token.UseSignAssertion)
+	e, err := f.AddComposite(b.Context(), nil, CompositeSpec{
+		Base: base.Udf, Token: "soft", Use: token.UseSign,
+		Contribution: &token.PrivateKey{Algorithm: token.Ed448, Scalar: randomScalar(b, token.Ed448).Bytes()},
+	})
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := e.Sign(b.Context(), nil, token.SignRequest{Scheme: token.SchemeMeshEdDSA, Message: []byte("message")}); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

@@ -1,0 +1,70 @@
+package device
+
+import (
+	"testing"
+
+	"github.com/mesh-agent/mesh-agent/mesh"
+)
+
+func TestRevoke(t *testing.T) {
+	t.Parallel()
+	generations(t, func(t *testing.T, g mesh.Generation) {
+		a, d := newAccount(t, g), newDevice(t, g, nil)
+		entry := a.connect(t, d, Rights{Common: true})
+		e, err := a.connector().Revoke(t.Context(), entry)
+		if err != nil {
+			t.Fatal(err)
+		}
+		named, err := VerifyRevocation(e, a.profile, d.profile)
+		if err != nil {
+			t.Fatal(err)
+		}
+
+		// What connected the device is not taken again; the account's own profile is.
+		h := (&History{}).Adopt(entry, nil).Revoke(entry.ProfileUser, named...)
+		_, err = h.Check(entry, nil)
+		wantErr(t, "the entry that was revoked", err, ErrSuperseded)
+		anew := a.connect(t, d, Rights{})
+		if order, err := h.Check(anew, nil); err != nil || order != OrderUnknown {
+			t.Errorf("a new entry: %v, %v", order, err)
+		}
+		// The same for a device that had lost its history.
+		_, err = (&History{}).Revoke(entry.ProfileUser, named...).Check(entry, nil)
+		wantErr(t, "the entry without history", err, ErrSuperseded)
+	})
+}
+
+func TestRevocationRefused(t *testing.T) {
+	t.Parallel()
+	generations(t, func(t *testing.T, g mesh.Generation) {
+		a, foreign, d, other := newAccount(t, g), newAccount(t, g), newDevice(t, g, nil), newDevice(t, g, nil)
+		entry := a.connect(t, d, Rights{})
+		e, err := a.connector().Revoke(t.Context(), entry)
+		if err != nil {
+			t.Fatal(err)
+		}
+		changed := *e
+		changed.Body = append([]byte(" "), e.Body...)
+		byForeign, err := foreign.connector().Revoke(t.Context(), entry)
+		if err != nil {
+			t.Fatal(err)
+		}
+		unsigned := &mesh.Envelope{Body: e.Body}
+		for name, c := range map[string]struct {
+			e *mesh.Envelope
+			a *someAccount
+			d *someDevice
+		}{
+			"another device":   {e, a, other},
+			"another account":  {e, foreign, d},
+			"foreign signer":   {byForeign, a, d},
+			"changed":          {&changed, a, d},
+			"not signed":       {unsigned, a, d},
+			"not a revocation": {a.signed(t, []byte(`{"ProfileUser":{}}`)), a, d},
+			"unknown body":     {a.signed(t, []byte(`{"DeviceRevocation":[]}`)), a, d},
+		} {
+			_, err := VerifyRevocation(c.e, c.a.profile, c.d.profile)
+			wantErr(t, name, err, ErrRevocation)
+		}
+	})
+}
