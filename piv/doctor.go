@@ -9,16 +9,21 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/mesh-agent/mesh-agent/piv/internal/apdu"
 	"github.com/mesh-agent/mesh-agent/piv/internal/applet"
 	"github.com/mesh-agent/mesh-agent/token"
 )
 
+// diagnoseTimeout is how long Diagnose waits for a card that another program holds.
+const diagnoseTimeout = 10 * time.Second
+
 // Diagnose looks at the card: whether it is there and free, default secrets, PIN and PUK that are
 // blocked or nearly, a management key that nobody has. It presents no secret.
 func (t *Token) Diagnose(ctx context.Context) []token.Finding {
-	findings, err := do(ctx, t, "diagnose", diagnose)
+	r := &request{ctx: ctx, timeout: orDefault(t.options.Timeout, diagnoseTimeout)}
+	findings, err := perform(t, "diagnose", r, diagnose)
 	if err != nil {
 		findings = append(findings, t.diagnoseAbsence(err))
 	}
@@ -127,5 +132,5 @@ func suspects() string {
 		return ""
 	}
 	slices.Sort(names)
-	return "; programs that use cards now: " + strings.Join(names, ", ")
+	return "; programs that have loaded the card library: " + strings.Join(names, ", ")
 }

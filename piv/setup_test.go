@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/mesh-agent/mesh-agent/piv/internal/pcsc"
 	"github.com/mesh-agent/mesh-agent/piv/pivtest"
 	"github.com/mesh-agent/mesh-agent/token"
 )
@@ -137,6 +138,23 @@ func TestDiagnose(t *testing.T) {
 		return pivtest.Success
 	})
 	find(b, token.SeverityError, ErrBusy.Error())
+	b.daemon.Inject(nil)
+
+	patient := b.open(t, Options{Timeout: 300 * time.Millisecond})
+	client, err := pcsc.Dial(t.Context(), b.daemon.Socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	card, err := client.Connect(t.Context(), b.reader.Name())
+	if err == nil {
+		err = card.Begin(t.Context())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.token = patient
+	find(b, token.SeverityError, ErrBusy.Error()) // a transaction that does not end
 	old := newCard(t, pivtest.Config{Version: [3]byte{4, 3, 5}})
 	find(old, token.SeverityWarning, "firmware does not tell")
 }

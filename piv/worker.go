@@ -159,6 +159,8 @@ func (w *worker) serve(r *request) error {
 		err = r.ctx.Err()
 	case w.life.Err() != nil:
 		err = token.ErrClosed
+	case ctx.Err() != nil && errors.Is(err, pcsc.SharingViolation):
+		err = fmt.Errorf("%w: %w", token.ErrAbsent, ErrBusy)
 	case ctx.Err() != nil:
 		err = fmt.Errorf("%w: %w", token.ErrAbsent, ErrSilent)
 	default:

@@ -25,7 +25,7 @@ func newDoctorCommand(a *app) *cobra.Command {
 		Use:   "doctor",
 		Short: "Find out what is wrong and how to mend it",
 		Long: `Looks at the agent, its tokens and keys, its sockets and folders, and says what is wrong and
-how to mend it. Where no agent runs it looks at the TPM itself.
+how to mend it. Where no agent runs it looks at the TPM and the PIV cards itself.
 It changes nothing. It succeeds if nothing is found that does not work; warnings are of
 what works and should be mended.`,
 		Args: args(cobra.NoArgs),
@@ -83,21 +83,27 @@ func (a *app) examine(ctx context.Context) []mesh.Finding {
 		out = append(out, finding(token.SeverityError, "configuration", "correct it, or name another by --config", "%v", err))
 	}
 	var of []mesh.Finding
+	var tokens []string
 	err = a.with(ctx, func(conn *client.Client) (err error) {
 		status, err := conn.Status(ctx)
 		if err != nil {
 			return err
 		}
 		state = status.State
+		for _, t := range status.Tokens {
+			tokens = append(tokens, t.Name)
+		}
 		out = append(out, finding(token.SeverityInfo, "agent", "", "%s, process %d, serves %d keys at %s", status.Build, status.PID, status.Keys, status.Socket))
 		of, err = conn.Doctor(ctx)
 		return err
 	})
 	if err != nil {
 		out = append(out, finding(token.SeverityError, "agent", adviceOf(err), "%v", err))
-		of = a.examineTPM(ctx)
+		cards, names := a.examineCards(ctx)
+		of, tokens = append(a.examineTPM(ctx), cards...), names
 	}
 	out = append(out, of...)
+	out = append(out, a.examineOtherCards(ctx, tokens)...)
 	out = append(out, a.examineSockets()...)
 	if state != "" {
 		out = append(out, examineState(state)...)

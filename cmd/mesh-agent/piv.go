@@ -66,6 +66,44 @@ func (a *app) openPIV(ctx context.Context, serials []uint32, log *slog.Logger) (
 	return tokens, nil
 }
 
+// examineCards looks at the PIV cards of the settings where no agent does, and returns the names
+// of their tokens too.
+func (a *app) examineCards(ctx context.Context) (out []mesh.Finding, names []string) {
+	s, err := a.settings(serveFlags{})
+	if err != nil {
+		return nil, nil // found already
+	}
+	for _, serial := range s.piv {
+		names = append(names, piv.Name(serial))
+		about := "token " + piv.Name(serial)
+		t, err := piv.Open(ctx, piv.Options{Serial: serial, Socket: a.getenv("PCSCLITE_CSOCK_NAME")})
+		if err != nil {
+			out = append(out, finding(token.SeverityError, about, "try again", "%v", err))
+			continue
+		}
+		for _, f := range t.Diagnose(ctx) {
+			out = append(out, mesh.Finding{Severity: string(f.Severity), About: about, Text: f.Text, Mend: f.Mend})
+		}
+		_ = t.Close() // nothing was changed
+	}
+	return out, names
+}
+
+// examineOtherCards names the PIV cards that are plugged in and are none of these tokens.
+func (a *app) examineOtherCards(ctx context.Context, tokens []string) []mesh.Finding {
+	found, err := piv.List(ctx, a.getenv("PCSCLITE_CSOCK_NAME"))
+	if err != nil {
+		return nil // no pcscd, which is no matter without a card
+	}
+	var out []mesh.Finding
+	for _, f := range found {
+		if !slices.Contains(tokens, piv.Name(f.Serial)) {
+			out = append(out, finding(token.SeverityInfo, "card", "", "a PIV card that the agent does not use is plugged in; it would with `serve --piv %d`", f.Serial))
+		}
+	}
+	return out
+}
+
 // explainUnlock adds what to do if the last try was spared.
 func explainUnlock(err error) error {
 	var status *client.StatusError

@@ -62,20 +62,32 @@ func (k *Card) Disconnect(ctx context.Context, d Disposition) error {
 }
 
 // Begin begins a transaction: until End no other program reaches the card. While another
-// program is in one, Begin waits. CardReset and CardRemoved say that this is not the card, or
+// program is in one, Begin waits; the error of one that waited too long wraps SharingViolation and ctx's. CardReset and CardRemoved say that this is not the card, or
 // not its state, that was connected to.
 func (k *Card) Begin(ctx context.Context) error {
-	for pause := pollFirst; ; pause = min(2*pause, pollMost) {
+	_, err := await(ctx, func() ([]byte, bool, error) {
 		_, err := k.client.result(ctx, cmdBegin, words(k.handle, 0))
+		return nil, err == nil, err
+	})
+	return err
+}
+
+// await calls begin until it began a transaction, or failed otherwise than because another
+// program is in one.
+func await(ctx context.Context, begin func() (response []byte, began bool, err error)) ([]byte, error) {
+	busy := false
+	for pause := pollFirst; ; pause = min(2*pause, pollMost) {
+		response, began, err := begin()
 		switch {
-		case err == nil:
-			return nil
-		case !errors.Is(err, SharingViolation):
-			return fmt.Errorf("begin transaction: %w", err)
+		case began:
+			return response, err
+		case !errors.Is(err, SharingViolation) && (!busy || ctx.Err() == nil):
+			return nil, fmt.Errorf("begin transaction: %w", err)
+		case ctx.Err() != nil:
+			return nil, fmt.Errorf("begin transaction: %w: %w", err, SharingViolation)
 		}
-		if err := Pause(ctx, pause); err != nil {
-			return fmt.Errorf("begin transaction: %w", err)
-		}
+		busy = true
+		_ = Pause(ctx, pause) // the next begin looks whether ctx has ended
 	}
 }
 
@@ -91,15 +103,7 @@ func (k *Card) End(ctx context.Context, d Disposition) error {
 // without a transaction if another program ends one at that moment: it must be one that does
 // no harm then, as SELECT.
 func (k *Card) BeginTransmit(ctx context.Context, command []byte) ([]byte, error) {
-	for pause := pollFirst; ; pause = min(2*pause, pollMost) {
-		response, began, err := k.beginTransmit(ctx, command)
-		if began || !errors.Is(err, SharingViolation) {
-			return response, err
-		}
-		if err := Pause(ctx, pause); err != nil {
-			return nil, fmt.Errorf("begin transaction: %w", err)
-		}
-	}
+	return await(ctx, func() ([]byte, bool, error) { return k.beginTransmit(ctx, command) })
 }
 
 func (k *Card) beginTransmit(ctx context.Context, command []byte) (response []byte, began bool, err error) {
@@ -121,7 +125,7 @@ func (k *Card) beginTransmit(ctx context.Context, command []byte) (response []by
 	failed := check(word(begin, 1))
 	response, err = k.readTransmit(ctx)
 	if failed != nil && !k.client.Broken() {
-		return nil, false, fmt.Errorf("begin transaction: %w", failed)
+		return nil, false, failed
 	}
 	return response, true, err
 }
