@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"os/user"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -49,7 +51,7 @@ func (t *Token) Report(ctx context.Context) (Report, error) {
 }
 
 func (d *device) report() (r Report, err error) {
-	p, err := d.properties(tpm2.TPMPTManufacturer)
+	p, err := d.properties(tpm2.TPMPTFamilyIndicator)
 	if err != nil {
 		return r, err
 	}
@@ -106,11 +108,12 @@ func (r Report) findings() []token.Finding {
 		algorithms = append(algorithms, string(a))
 	}
 	out := []token.Finding{
+		info("%s opens for this user%s", r.Device, accessOf(r.Device)),
 		info("%s, specification revision %s", r.Description, r.Revision),
 		info("keys: %s", strings.Join(algorithms, " ")),
 		info("storage root key: %s, Name %x", r.SRK, r.SRKName),
 		info("free: %d objects, %d sessions", r.FreeObjects, r.FreeSessions),
-		info("wrong PINs: %d of %d, one forgotten every %v", r.FailedTries, r.MaxTries, r.Interval),
+		info("PIN: %s; wrong ones: %d of %d, one forgotten every %v", r.pinState(), r.FailedTries, r.MaxTries, r.Interval),
 	}
 	warn := func(cond bool, severity token.Severity, text, mend string) {
 		if cond {
@@ -120,15 +123,27 @@ func (r Report) findings() []token.Finding {
 	warn(!slices.Contains(r.Algorithms, token.P256), token.SeverityError, "the TPM has no P-256 keys", "use another token")
 	warn(!r.Pinned, token.SeverityWarning, "the TPM is not pinned: another one in its place would not be noticed", "give the agent a state folder")
 	warn(r.LockedOut, token.SeverityError, fmt.Sprintf("locked out: PINs are refused for up to %v", r.Interval),
-		"wait, or end it with the lockout authority's password: tpm2_dictionarylockout --clear-lockout")
-	warn(!r.LockedOut && r.FailedTries > 0, token.SeverityWarning, fmt.Sprintf("%d tries left before lockout", max(0, r.MaxTries-r.FailedTries)),
+		"wait, or end it with the lockout authority's password, if it has one: tpm2_dictionarylockout --clear-lockout")
+	warn(!r.LockedOut && r.FailedTries > 0, token.SeverityWarning, fmt.Sprintf("wrong PINs left before lockout: %d", max(0, r.MaxTries-r.FailedTries)),
 		"do not guess; the counter falls by itself")
+	warn(r.PIN && !r.LockoutPassword, token.SeverityWarning, "the lockout authority has no password: whoever reaches the TPM can guess PINs without end, by clearing the count",
+		"give it one, and keep that: tpm2_changeauth --object-context=lockout NEW")
 	warn(r.MaxTries == 0, token.SeverityWarning, "the TPM does not count wrong PINs", "set its parameters: tpm2_dictionarylockout --setup-parameters")
 	warn(r.OwnerPassword, token.SeverityWarning, "the owner hierarchy has a password, so that no storage root key can be derived",
 		"make the storage root key persistent at 0x81000001: tpm2_createprimary and tpm2_evictcontrol")
 	warn(r.FreeObjects == 0 || r.FreeSessions == 0, token.SeverityWarning, "no free slots for other programs' objects or sessions",
 		"use the resource manager, "+DefaultDevice)
 	return out
+}
+
+func (r Report) pinState() string {
+	switch {
+	case !r.PIN:
+		return "none set"
+	case r.Locked:
+		return "not presented"
+	}
+	return "presented"
 }
 
 // explainFailure says why a TPM cannot be used and what to do about that.
@@ -140,11 +155,14 @@ func explainFailure(device string, err error) token.Finding {
 		f.Text = "the TPM was replaced or cleared, or something is between: " + f.Text
 		f.Mend = "bring the right TPM back; or to enrol the one that is there, remove the agent's state folder of the TPM: keys of the earlier one are lost"
 	case errors.Is(err, fs.ErrPermission):
-		f.Text = fmt.Sprintf("this user may not open %s%s", device, groupOf(device))
+		f.Text = fmt.Sprintf("this user may not open %s%s", device, accessOf(device))
 		f.Mend = "become a member of its group, and log in again: sudo usermod -aG tss $USER"
 	case errors.Is(err, fs.ErrNotExist):
 		f.Text = fmt.Sprintf("there is no %s", device)
 		f.Mend = "switch the TPM on in the firmware, or name another one: $MESH_AGENT_TPM"
+	case errors.Is(err, syscall.ECONNREFUSED):
+		f.Text = fmt.Sprintf("nothing answers at %s", device)
+		f.Mend = "start the software TPM, or name another one: $MESH_AGENT_TPM"
 	case errors.Is(err, syscall.EBUSY):
 		f.Text = fmt.Sprintf("another program has %s", device)
 		f.Mend = "use the resource manager, " + DefaultDevice
@@ -164,14 +182,19 @@ func explainFailure(device string, err error) token.Finding {
 	return f
 }
 
-// groupOf names the group that a device file is open to.
-func groupOf(device string) string {
+// accessOf says whom a device file is open to: " (-rw-rw----, group tss)".
+func accessOf(device string) string {
 	info, err := os.Stat(strings.TrimPrefix(device, "device:"))
 	if err != nil {
 		return ""
 	}
-	if s, ok := info.Sys().(*syscall.Stat_t); ok {
-		return fmt.Sprintf(" (%v, group %d)", info.Mode().Perm(), s.Gid)
+	stat, ok := info.Sys().(*syscall.Stat_t)
+	if !ok {
+		return ""
 	}
-	return ""
+	group := strconv.FormatUint(uint64(stat.Gid), 10)
+	if g, err := user.LookupGroupId(group); err == nil {
+		group = g.Name
+	}
+	return fmt.Sprintf(" (%v, group %s)", info.Mode().Perm(), group)
 }

@@ -116,12 +116,7 @@ func describe(properties map[tpm2.TPMPT]uint32) string {
 		for _, tag := range tags {
 			b = binary.BigEndian.AppendUint32(b, properties[tag])
 		}
-		return strings.TrimSpace(strings.Map(func(r rune) rune {
-			if r < ' ' || r > '~' {
-				return -1
-			}
-			return r
-		}, string(b)))
+		return strings.Join(strings.FieldsFunc(string(b), func(r rune) bool { return r <= ' ' || r > '~' }), " ")
 	}
 	v1, v2 := properties[tpm2.TPMPTFirmwareVersion1], properties[tpm2.TPMPTFirmwareVersion2]
 	return fmt.Sprintf("TPM 2.0 %s %s, firmware %d.%d.%d.%d", text(tpm2.TPMPTManufacturer),
