@@ -15,6 +15,7 @@ if [ "${1:-}" != demo ]; then
 	need sshd openssh-server
 	need swtpm_setup swtpm-tools
 	need swtpm_localca swtpm-tools
+	need tpm2_dictionarylockout tpm2-tools
 	need systemd-analyze systemd
 	need systemd-socket-activate systemd
 	[ -n "$(find /usr/lib -name tpm2.so -path '*ossl-modules*' 2>/dev/null)" ] || missing="$missing openssl tpm2-openssl"

@@ -54,6 +54,8 @@ func explainHome(home mesh.Home, err error) error {
 		return hint(err, "see what the token can do: mesh-agent token list; a token that seals guards other keys too: --seal-to")
 	case status.Status != 401 || !strings.HasPrefix(status.Text, "pin needed"):
 		return err
+	case strings.Contains(status.Text, "key's own PIN"):
+		return hint(err, "give the key's authorization value, this once: --passphrase-file")
 	}
 	name := home.Token + home.SealTo
 	advice := fmt.Sprintf("mesh-agent token unlock %s, or if it has no PIN yet: mesh-agent token set-pin %s", name, name)

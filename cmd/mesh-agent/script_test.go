@@ -34,7 +34,9 @@ func TestMain(m *testing.M) {
 //	agent NAME [FLAG...]   run "mesh-agent serve" in folder NAME until the script ends or "end NAME";
 //	                       $NAME is then its socket
 //	end NAME               interrupt it and wait; it must end well
-//	swtpm VAR              run a TPM simulator until the script ends; $VAR is what --tpm takes
+//	[!] swtpm VAR          run a TPM simulator until the script ends; $VAR is what --tpm takes. Or kill
+//	                       it; run again, it is the same TPM
+//	sshtpmkey VAR FILE     make a key in a simulator that nobody uses, as ssh-tpm-agent does
 //	softhsm                make a PKCS#11 token and a config.toml here that names it hsm
 //	pivcard                put a new PIV card, number 5700001, into a virtual reader; maker/ has its root
 //	pivkey SLOT            generate a P-256 key in a slot of the card, as another program may
@@ -54,19 +56,20 @@ func TestScript(t *testing.T) {
 		RequireUniqueNames:  true,
 		Setup:               setupScript,
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
-			"agent":    startAgent,
-			"end":      endAgent,
-			"swtpm":    startTPM,
-			"softhsm":  makeSoftHSM,
-			"pivcard":  makeCard,
-			"pivkey":   cardSlot,
-			"pivplug":  plugCard,
-			"pivtouch": touchCard,
-			"extend":   extendPCR,
-			"buytpm":   buyTPM,
-			"capture":  capture,
-			"sshd":     writeSSHD,
-			"activate": activate,
+			"agent":     startAgent,
+			"end":       endAgent,
+			"swtpm":     startTPM,
+			"sshtpmkey": makeSSHTPMKey,
+			"softhsm":   makeSoftHSM,
+			"pivcard":   makeCard,
+			"pivkey":    cardSlot,
+			"pivplug":   plugCard,
+			"pivtouch":  touchCard,
+			"extend":    extendPCR,
+			"buytpm":    buyTPM,
+			"capture":   capture,
+			"sshd":      writeSSHD,
+			"activate":  activate,
 		},
 	})
 }
@@ -111,8 +114,9 @@ func (d *background) stop() error {
 
 // Keys of the values that a script carries.
 type (
-	daemonsKey struct{}
-	testingKey struct{}
+	daemonsKey    struct{}
+	simulatorsKey struct{}
+	testingKey    struct{}
 )
 
 // setupScript gives the script its own home and the published test data as $DATA.
@@ -124,6 +128,7 @@ func setupScript(env *testscript.Env) error {
 	env.Values[daemonsKey{}] = map[string]*background{}
 	env.Values[manufacturerKey{}] = map[string]*tpmtest.CA{}
 	env.Values[cardKey{}] = &virtualCard{}
+	env.Values[simulatorsKey{}] = map[string]*tpmtest.TPM{}
 	env.Values[testingKey{}] = env.T().(testing.TB)
 	env.Setenv("DATA", data)
 	env.Setenv("HOME", env.WorkDir)
@@ -207,12 +212,25 @@ func endAgent(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-// startTPM runs a TPM simulator.
+// startTPM runs a TPM simulator, or kills it.
 func startTPM(ts *testscript.TestScript, neg bool, args []string) {
-	if len(args) != 1 || neg {
-		ts.Fatalf("usage: swtpm VAR")
+	if len(args) != 1 {
+		ts.Fatalf("usage: [!] swtpm VAR")
 	}
-	ts.Setenv(args[0], tpmtest.Start(ts.Value(testingKey{}).(testing.TB)).Device())
+	simulators := ts.Value(simulatorsKey{}).(map[string]*tpmtest.TPM)
+	s := simulators[args[0]]
+	switch {
+	case neg && s == nil:
+		ts.Fatalf("there is no TPM %s", args[0])
+	case neg:
+		s.Kill()
+	case s != nil:
+		s.Restart()
+	default:
+		s = tpmtest.Start(ts.Value(testingKey{}).(testing.TB))
+		simulators[args[0]] = s
+		ts.Setenv(args[0], s.Device())
+	}
 }
 
 // extendPCR gives TPM2_PCR_Extend (TPM 2.0 Part 3, 22.2) with a SHA-256 digest.
