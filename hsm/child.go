@@ -1,6 +1,7 @@
 package hsm
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -16,16 +17,23 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// child is a helper process as the agent sees it. It has one socket pair for each of its threads: a
-// call takes a socket that is free, writes and reads, and so no call waits for another, and
-// no goroutine stands between the caller and the thread that works for it.
+// child is a helper process as the agent sees it. Both have one end of a socket pair that keeps the
+// borders of packets (SOCK_SEQPACKET): a packet is a call or a reply. The threads of the helper read
+// calls from the same socket, so that the kernel is the queue: a thread that is done takes the next
+// call without having slept, and nothing in the helper hands calls on.
 type child struct {
 	cmd     *exec.Cmd
 	started time.Time
-	all     []*line
-	free    chan struct{} // holds one value for each line that no call uses
-	mu      sync.Mutex
-	idle    []*line       // guarded by mu: these, the last used last, whose thread is the warmest
+	conn    net.Conn
+	slots   chan struct{} // holds one value for each call that may be under way
+
+	mu         sync.Mutex
+	last       uint64              // guarded by mu, as all below: number of the last call
+	pending    map[uint64]*pending // by number: calls without an answer yet
+	generating int                 // how many of these generate a key
+	retiring   bool                // no call begins any more
+	quiet      chan struct{}       // closed when retiring and nothing is pending
+
 	dead    chan struct{} // closed when the process has ended; then err and endedAt are set
 	err     error
 	endedAt time.Time
@@ -33,92 +41,74 @@ type child struct {
 	ending  sync.Once
 }
 
-// line is one socket to the helper. It has one user at a time.
-type line struct {
-	conn   net.Conn
-	frames *frames
-	out    []byte
+// pending is a call that was sent.
+type pending struct {
+	answer    chan []byte // has room for the reply
+	clock     *time.Timer // ends the process
+	generates bool
+	abandoned bool // guarded by child.mu: nobody waits for the answer
 }
 
-// firstFD is the first descriptor of the helper's ends of the socket pairs.
-const firstFD = 3
+// helperFD is the descriptor of the helper's end.
+const helperFD = 3
 
-// lines returns how many sockets a helper gets: for each session one that works and one that waits
-// for it, and some for calls that need no session, and for one that hangs.
-func (o ModuleOptions) lines() int { return 2*o.Sessions + 3 }
+// threads returns how many calls a helper executes at once: one in each session, and one that needs no
+// session. As many again and two may wait for them.
+func (o ModuleOptions) threads() int { return o.Sessions + 1 }
+
+func (o ModuleOptions) calls() int { return 2 * (o.threads() + 1) }
 
 // startChild starts a helper and has it load the module.
 func startChild(o ModuleOptions) (*child, error) {
-	c := &child{dead: make(chan struct{}), free: make(chan struct{}, o.lines())}
-	theirs, err := c.connect(cap(c.free))
-	defer func() {
-		for _, f := range theirs {
-			f.Close()
-		}
-	}()
+	c, theirs, err := newChild(o)
 	if err != nil {
-		c.hangUp()
 		return nil, fmt.Errorf("%w: %w", ErrNotLoaded, err)
 	}
 	c.cmd = &exec.Cmd{
 		Path: o.Helper[0], Args: o.Helper, Env: append([]string{}, o.Environment...), Dir: "/",
-		ExtraFiles: theirs, Stderr: o.stderr(),
+		ExtraFiles: []*os.File{theirs}, Stderr: o.stderr(),
 		SysProcAttr: &syscall.SysProcAttr{Setpgid: true}, // the terminal's signals are for the agent
 	}
 	c.started = time.Now()
-	if err := c.cmd.Start(); err != nil {
-		c.hangUp()
+	err = c.cmd.Start()
+	theirs.Close()
+	if err != nil {
+		c.conn.Close()
 		return nil, fmt.Errorf("%w: %w", ErrNotLoaded, err)
 	}
 	go c.wait()
+	go c.read()
 	if err := c.load(o); err != nil {
 		c.stop()
 		return nil, fmt.Errorf("%w: %w", ErrNotLoaded, err)
 	}
-	for _, l := range c.all {
-		c.release(l)
-	}
 	return c, nil
 }
 
-// take returns the line that was used last. The caller has a value of c.free.
-func (c *child) take() *line {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	l := c.idle[len(c.idle)-1]
-	c.idle = c.idle[:len(c.idle)-1]
-	return l
-}
-
-func (c *child) release(l *line) {
-	c.mu.Lock()
-	c.idle = append(c.idle, l)
-	c.mu.Unlock()
-	c.free <- struct{}{}
-}
-
-// connect makes n socket pairs and returns the helper's ends.
-func (c *child) connect(n int) (theirs []*os.File, err error) {
-	for range n {
-		fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-		if err != nil {
-			return theirs, err
-		}
-		theirs = append(theirs, os.NewFile(uintptr(fds[1]), "helper"))
-		ours := os.NewFile(uintptr(fds[0]), "helper")
-		conn, err := net.FileConn(ours)
-		if err = errors.Join(err, ours.Close()); err != nil {
-			return theirs, err
-		}
-		c.all = append(c.all, &line{conn: conn, frames: newFrames(conn)})
+// newChild makes the socket pair and returns the helper's end.
+func newChild(o ModuleOptions) (c *child, theirs *os.File, err error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, err
 	}
-	return theirs, nil
-}
-
-func (c *child) hangUp() {
-	for _, l := range c.all {
-		l.conn.Close()
+	ours := os.NewFile(uintptr(fds[0]), "helper")
+	defer ours.Close()
+	theirs = os.NewFile(uintptr(fds[1]), "helper")
+	for _, fd := range fds {
+		// The kernel doubles it. If it allows less, large packets are refused, with an error.
+		err = errors.Join(err, unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, maxFrame))
 	}
+	c = &child{
+		slots: make(chan struct{}, o.calls()), pending: make(map[uint64]*pending),
+		quiet: make(chan struct{}), dead: make(chan struct{}),
+	}
+	if err == nil {
+		c.conn, err = net.FileConn(ours)
+	}
+	if err != nil {
+		theirs.Close()
+	}
+	return c, theirs, err
 }
 
 // stderr avoids an interface that holds a nil pointer.
@@ -129,10 +119,10 @@ func (o ModuleOptions) stderr() io.Writer {
 	return o.Stderr
 }
 
-// load has the helper load the module, which it does before it looks at the other sockets.
+// load has the helper load the module, which one thread does before there are others.
 func (c *child) load(o ModuleOptions) error {
-	request := &call{op: opInit, data: [][]byte{[]byte(o.Path), []byte(o.Arguments)}, limit: uint64(o.Sessions), other: uint64(cap(c.free))}
-	r, err := c.exchange(c.all[0], request, o.Timeout)
+	request := &call{op: opInit, data: [][]byte{[]byte(o.Path), []byte(o.Arguments)}, limit: uint64(o.Sessions), other: uint64(o.threads())}
+	r, err := c.call(context.Background(), request, o.Timeout)
 	switch {
 	case err != nil:
 		return err
@@ -156,7 +146,12 @@ func (c *child) wait() {
 		c.err = fmt.Errorf("%w: exit status 0", ErrCrashed)
 	}
 	close(c.dead)
-	c.hangUp()
+	c.conn.Close()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, p := range c.pending {
+		p.clock.Stop()
+	}
 }
 
 func (c *child) alive() bool {
@@ -172,105 +167,144 @@ func (c *child) alive() bool {
 // ends first, the call goes on without its caller, and so does its time.
 func (c *child) call(ctx context.Context, request *call, timeout time.Duration) (*reply, error) {
 	select {
-	case <-c.free:
+	case c.slots <- struct{}{}:
 	case <-c.dead:
 		return nil, c.err
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
-	l := c.take()
-	if ctx.Done() == nil {
-		r, err := c.exchange(l, request, timeout)
-		c.release(l)
-		return r, err
-	}
-	return c.callUntil(ctx, l, request, timeout)
-}
-
-// callUntil is call with a context that may end. The reading is interrupted then, by a deadline in
-// the past, and is taken up again by a goroutine that throws the answer away.
-func (c *child) callUntil(ctx context.Context, l *line, request *call, timeout time.Duration) (*reply, error) {
-	deadline := time.Now().Add(timeout)
-	err := c.send(l, request, deadline)
+	number, p, err := c.begin(request.op, timeout)
 	if err != nil {
-		return nil, c.broken(err)
+		return nil, err
 	}
-	interrupted := make(chan struct{})
-	stop := context.AfterFunc(ctx, func() {
-		l.conn.SetReadDeadline(time.Unix(1, 0))
-		close(interrupted)
-	})
-	frame, err := l.frames.next()
-	if !stop() {
-		<-interrupted
+	if err := c.send(number, request); err != nil {
+		c.finish(number, nil)
+		return nil, c.unsent(err)
 	}
-	switch {
-	case err == nil:
-		c.release(l)
+	select {
+	case frame := <-p.answer:
 		return decodeReply(frame)
-	case ctx.Err() == nil || !errors.Is(err, os.ErrDeadlineExceeded) || time.Now().After(deadline):
-		return nil, c.broken(err)
+	case <-c.dead:
+		return nil, c.err
+	case <-ctx.Done():
+		c.abandon(p)
+		return nil, ctx.Err()
 	}
-	go c.discard(l, deadline)
-	return nil, ctx.Err()
 }
 
-// discard reads an answer that nobody waits for.
-func (c *child) discard(l *line, deadline time.Time) {
-	err := l.conn.SetReadDeadline(deadline)
-	var frame []byte
-	if err == nil {
-		frame, err = l.frames.next()
+// begin takes a number for a call and starts its clock. A call that may wait for keys to be generated
+// has as much time as these.
+func (c *child) begin(op operation, timeout time.Duration) (number uint64, p *pending, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.retiring {
+		<-c.slots
+		return 0, nil, errRetired
 	}
-	if err != nil {
-		c.broken(err)
-		return
+	p = &pending{answer: make(chan []byte, 1), generates: op == opGenerate}
+	if p.generates {
+		c.generating++
 	}
-	clear(frame)
-	c.release(l)
+	if c.generating > 0 {
+		timeout *= generateFactor
+	}
+	p.clock = time.AfterFunc(timeout, func() { c.end(ErrHangs) })
+	c.last++
+	c.pending[c.last] = p
+	return c.last, p, nil
 }
 
-// exchange writes a request and reads its answer.
-func (c *child) exchange(l *line, request *call, timeout time.Duration) (*reply, error) {
-	if err := c.send(l, request, time.Now().Add(timeout)); err != nil {
-		return nil, c.broken(err)
+// finish takes a call from the pending ones and gives a copy of the reply to who waits for it. It
+// returns false for a number that is none.
+func (c *child) finish(number uint64, frame []byte) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	p, ok := c.pending[number]
+	if !ok {
+		return false
 	}
-	frame, err := l.frames.next()
-	if err != nil {
-		return nil, c.broken(err)
+	delete(c.pending, number)
+	<-c.slots
+	p.clock.Stop()
+	if p.generates {
+		c.generating--
 	}
-	return decodeReply(frame)
+	if c.retiring && len(c.pending) == 0 {
+		close(c.quiet)
+	}
+	if !p.abandoned {
+		p.answer <- bytes.Clone(frame)
+	}
+	return true
 }
 
-func (c *child) send(l *line, request *call, deadline time.Time) error {
-	if err := l.conn.SetDeadline(deadline); err != nil {
-		return err
+// abandon leaves a call to itself. If the answer came just now, it is wiped.
+func (c *child) abandon(p *pending) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	p.abandoned = true
+	select {
+	case frame := <-p.answer:
+		clear(frame)
+	default:
 	}
-	l.out = appendCall(l.out[:0], request)
-	_, err := l.conn.Write(l.out)
-	clear(l.out) // PINs and keys pass through it
-	if cap(l.out) > 64<<10 {
-		l.out = nil
+}
+
+// packets are buffers for calls on their way out.
+var packets = sync.Pool{New: func() any { return new([]byte) }}
+
+func (c *child) send(number uint64, request *call) error {
+	buf := packets.Get().(*[]byte)
+	*buf = appendCall((*buf)[:0], number, request)
+	defer func() {
+		clear(*buf) // PINs and keys pass through it
+		if cap(*buf) <= 64<<10 {
+			packets.Put(buf)
+		}
+	}()
+	if len(*buf) > maxFrame {
+		return fmt.Errorf("%d octets: %w", len(*buf), unix.EMSGSIZE)
 	}
+	_, err := c.conn.Write(*buf)
 	return err
 }
 
-// broken ends the process because a socket failed, and returns why it ended.
-func (c *child) broken(err error) error {
-	switch {
-	case errors.Is(err, os.ErrDeadlineExceeded):
-		c.end(ErrHangs)
-	case errors.Is(err, errFrame):
-		c.end(fmt.Errorf("%w: %w", ErrCrashed, err))
-	default: // it has ended or is about to; if not, this makes sure
-		timer := time.AfterFunc(closedGrace, func() { c.end(fmt.Errorf("%w: %w", ErrCrashed, err)) })
-		defer timer.Stop()
+// unsent returns why a call could not be sent: it is too large, or the process has ended.
+func (c *child) unsent(err error) error {
+	if errors.Is(err, unix.EMSGSIZE) || errors.Is(err, unix.ENOBUFS) {
+		return fmt.Errorf("send to the module's process: %w", err)
 	}
+	c.hungUp(err)
 	<-c.dead
 	return c.err
 }
 
-// closedGrace is the time between the end of a process's sockets and its own.
+// read hands replies to those who wait for them, until the process ends.
+func (c *child) read() {
+	buf := make([]byte, maxFrame)
+	for {
+		n, err := c.conn.Read(buf)
+		if err != nil {
+			c.hungUp(err)
+			return
+		}
+		number, frame, err := cutNumber(buf[:n])
+		if err != nil || !c.finish(number, frame) {
+			c.end(fmt.Errorf("%w: an answer to no call: %w", ErrCrashed, errFrame))
+			return
+		}
+		clear(buf[:n])
+	}
+}
+
+// hungUp makes sure that a process whose socket is closed ends.
+func (c *child) hungUp(err error) {
+	timer := time.AfterFunc(closedGrace, func() { c.end(fmt.Errorf("%w: %w", ErrCrashed, err)) })
+	<-c.dead
+	timer.Stop()
+}
+
+// closedGrace is the time between the end of a process's socket and its own.
 const closedGrace = 100 * time.Millisecond
 
 // end ends the process for a reason that its callers will get.
@@ -279,7 +313,7 @@ func (c *child) end(reason error) {
 	c.ending.Do(func() { c.cmd.Process.Kill() })
 }
 
-// stop ends the process and waits for it. The helper ends by itself when its sockets are
+// stop ends the process and waits for it. The helper ends by itself when its socket is
 // closed, but a module may hold it up.
 func (c *child) stop() {
 	c.end(fmt.Errorf("%w: stopped", ErrCrashed))
@@ -288,19 +322,20 @@ func (c *child) stop() {
 
 // retire waits until the process has nothing to do, but not longer than grace, and ends it.
 func (c *child) retire(grace time.Duration) {
+	c.mu.Lock()
+	c.retiring = true
+	if len(c.pending) == 0 {
+		close(c.quiet)
+	}
+	c.mu.Unlock()
 	timer := time.NewTimer(grace)
 	defer timer.Stop()
 	reason := errRetired
-	for range c.all {
-		select {
-		case <-c.free:
-		case <-timer.C:
-			reason = ErrHangs
-		case <-c.dead:
-		}
-		if reason != errRetired || !c.alive() {
-			break
-		}
+	select {
+	case <-c.quiet:
+	case <-timer.C:
+		reason = ErrHangs
+	case <-c.dead:
 	}
 	c.end(reason)
 	<-c.dead

@@ -8,76 +8,112 @@ import (
 	"syscall"
 )
 
-// maxLines is what the largest number of sessions leads to.
-const maxLines = 2*maxSessionLimit + 3
-
 // backend executes calls in the helper. It may be called from several goroutines at once.
 type backend interface {
 	execute(c *call) *reply
 }
 
 // ServeModule is the helper process: it loads the module that the agent names in its first
-// call on descriptor 3, and then executes calls, on each of the sockets that it inherited one after
-// another, until the agent closes them. It does not wait for calls that a module does not finish.
+// call on descriptor 3, and then executes calls on as many threads as the agent says, until the agent
+// closes the socket. It does not wait for calls that a module does not finish.
 func ServeModule() error {
-	first := &socket{firstFD}
-	frame, err := newFrames(first).next()
+	conn := &socket{helperFD}
+	syscall.CloseOnExec(helperFD)
+	s := newServer(conn)
+	number, first, err := s.next()
 	if err != nil {
 		return fmt.Errorf("this command is started by the agent: %w", err)
 	}
-	c, err := decodeCall(frame)
-	if err != nil || c.op != opInit || len(c.data) != 2 || c.other == 0 || c.other > maxLines {
+	if first.op != opInit || len(first.data) != 2 || first.other == 0 || first.other > maxSessionLimit+1 {
 		return fmt.Errorf("first call: %w", errFrame)
 	}
-	for i := range int(c.other) {
-		syscall.CloseOnExec(firstFD + i)
-	}
+	threads := int(first.other)
 	// A thread in a module or in a read keeps its place in Go's scheduler if there are
 	// places enough, and nothing has to be handed over.
-	runtime.GOMAXPROCS(max(runtime.GOMAXPROCS(0), int(c.other)+2))
-	b, err := newModule(c)
+	runtime.GOMAXPROCS(max(runtime.GOMAXPROCS(0), threads+2))
+	b, err := newModule(first)
 	if err != nil {
-		send(first, nil, failure(err))
+		s.reply(number, failure(err))
 		return fmt.Errorf("load module: %w", err)
 	}
-	if _, err := send(first, nil, &reply{}); err != nil {
+	if err := s.reply(number, &reply{}); err != nil {
 		return err
 	}
-	ended := make(chan error, c.other)
-	for i := range int(c.other) {
-		go func() { ended <- serve(&socket{firstFD + i}, b) }()
+	ended := make(chan error, threads)
+	for range threads {
+		go func() { ended <- newServer(conn).serve(b) }()
 	}
 	return <-ended
 }
 
-// serve executes the calls of one socket.
-func serve(conn io.ReadWriter, b backend) error {
-	f := newFrames(conn)
-	var out []byte
+// server is one thread of the helper. All read from one socket, which gives each packet to one of them.
+type server struct {
+	conn    io.ReadWriter
+	in, out []byte
+	taken   int // octets of in that the last packet takes up
+}
+
+func newServer(conn io.ReadWriter) *server {
+	return &server{conn: conn, in: make([]byte, maxFrame)}
+}
+
+// serve executes calls.
+func (s *server) serve(b backend) error {
 	for {
-		frame, err := f.next()
+		number, c, err := s.next()
 		if err == io.EOF {
 			return nil
 		}
 		if err != nil {
-			return fmt.Errorf("read call: %w", err)
-		}
-		c, err := decodeCall(frame)
-		if err != nil {
-			return fmt.Errorf("read call: %w", err)
+			return err
 		}
 		r := b.execute(c)
-		clear(frame)
-		out, err = send(conn, out[:0], r)
+		err = s.reply(number, r)
 		r.wipe()
 		if err != nil {
-			return fmt.Errorf("write reply: %w", err)
+			return err
 		}
 	}
 }
 
-// socket reads and writes a descriptor in the calling thread, which sleeps in the kernel: a call
-// wakes the thread that will execute it, and no other. The agent's end alone is set not to block.
+// next returns the next call, which is valid until the one after it, and its number. Packets are wiped:
+// they carry PINs and keys to import.
+func (s *server) next() (number uint64, c *call, err error) {
+	clear(s.in[:s.taken])
+	s.taken, err = s.conn.Read(s.in)
+	if err == io.EOF {
+		return 0, nil, err
+	}
+	var frame []byte
+	if err == nil {
+		number, frame, err = cutNumber(s.in[:s.taken])
+	}
+	if err == nil {
+		c, err = decodeCall(frame)
+	}
+	if err != nil {
+		return 0, nil, fmt.Errorf("read call: %w", err)
+	}
+	return number, c, nil
+}
+
+// reply answers a call.
+func (s *server) reply(number uint64, r *reply) error {
+	s.out = appendReply(s.out[:0], number, r)
+	if len(s.out) > maxFrame {
+		clear(s.out)
+		s.out = appendReply(s.out[:0], number, &reply{text: "the module's answer is too long"})
+	}
+	_, err := s.conn.Write(s.out)
+	clear(s.out)
+	if err != nil {
+		return fmt.Errorf("write reply: %w", err)
+	}
+	return nil
+}
+
+// socket reads and writes packets in the calling thread, which sleeps in the kernel: a call wakes the
+// thread that will execute it, and no other. The agent's end alone is set not to block.
 type socket struct{ fd int }
 
 func (s *socket) Read(b []byte) (int, error) {
@@ -87,7 +123,7 @@ func (s *socket) Read(b []byte) (int, error) {
 		case err == syscall.EINTR:
 		case err != nil:
 			return 0, os.NewSyscallError("read", err)
-		case n == 0 && len(b) != 0:
+		case n == 0:
 			return 0, io.EOF
 		default:
 			return n, nil
@@ -95,18 +131,13 @@ func (s *socket) Read(b []byte) (int, error) {
 	}
 }
 
-func (s *socket) Write(b []byte) (done int, err error) {
-	for done < len(b) {
-		n, err := syscall.Write(s.fd, b[done:])
-		switch {
-		case err == syscall.EINTR:
-		case err != nil:
-			return done, os.NewSyscallError("write", err)
-		default:
-			done += n
+func (s *socket) Write(b []byte) (int, error) {
+	for {
+		n, err := syscall.Write(s.fd, b)
+		if err != syscall.EINTR {
+			return n, os.NewSyscallError("write", err)
 		}
 	}
-	return done, nil
 }
 
 // wipe overwrites the octets, which may be secrets.
@@ -122,16 +153,4 @@ func failure(err error) *reply {
 		return &reply{code: c}
 	}
 	return &reply{text: err.Error()}
-}
-
-// send writes a reply and returns the buffer, wiped.
-func send(w io.Writer, out []byte, r *reply) ([]byte, error) {
-	out = appendReply(out, r)
-	if len(out) > maxFrame {
-		clear(out)
-		out = appendReply(out[:0], &reply{text: "the module's answer is too long"})
-	}
-	_, err := w.Write(out)
-	clear(out)
-	return out, err
 }

@@ -3,16 +3,14 @@ package hsm
 import (
 	"encoding/binary"
 	"errors"
-	"fmt"
-	"io"
 )
 
-// The agent and its helper speak in frames, over several sockets: four octets length, big endian,
-// then a call, which is answered on the same socket by a reply. Numbers are uvarints, octets are
+// The agent and its helper speak in packets: the number of a call, then the call; or the number of
+// the call that is answered, then the reply. Replies come in any order. Numbers are uvarints, octets are
 // preceded by their number. Both ends are the same binary, so there are no versions.
 
-// maxFrame bounds a frame: the agent's own frames have at most 256 KiB.
-const maxFrame = 1 << 20
+// maxFrame bounds a packet: the agent's own frames have at most 256 KiB.
+const maxFrame = 320 << 10
 
 // operation says what a call asks of the module.
 type operation uint8
@@ -93,7 +91,7 @@ type reply struct {
 	objects []object
 }
 
-var errFrame = errors.New("malformed frame")
+var errFrame = errors.New("malformed packet")
 
 func appendOctets(b, v []byte) []byte {
 	b = binary.AppendUvarint(b, uint64(len(v)))
@@ -121,10 +119,19 @@ func appendList(b []byte, list [][]byte) []byte {
 	return b
 }
 
-// appendCall appends the frame of a call.
-func appendCall(b []byte, c *call) []byte {
-	start := len(b)
-	b = append(b, 0, 0, 0, 0, byte(c.op))
+// cutNumber takes the number of a call from the front of a packet.
+func cutNumber(b []byte) (number uint64, frame []byte, err error) {
+	d := decoder{b: b}
+	number = d.number()
+	if d.failed {
+		return 0, nil, errFrame
+	}
+	return number, d.b, nil
+}
+
+// appendCall appends the packet of a call.
+func appendCall(b []byte, number uint64, c *call) []byte {
+	b = append(binary.AppendUvarint(b, number), byte(c.op))
 	b = binary.AppendUvarint(b, c.slot)
 	b = binary.AppendUvarint(b, c.object)
 	b = binary.AppendUvarint(b, c.other)
@@ -138,14 +145,12 @@ func appendCall(b []byte, c *call) []byte {
 	b = appendAttributes(b, c.template2)
 	b = appendList(b, c.data)
 	b = appendOctets(b, c.pin)
-	b = binary.AppendUvarint(b, c.limit)
-	return finishFrame(b, start)
+	return binary.AppendUvarint(b, c.limit)
 }
 
-// appendReply appends the frame of a reply.
-func appendReply(b []byte, r *reply) []byte {
-	start := len(b)
-	b = binary.AppendUvarint(append(b, 0, 0, 0, 0), uint64(r.code))
+// appendReply appends the packet of a reply.
+func appendReply(b []byte, number uint64, r *reply) []byte {
+	b = binary.AppendUvarint(binary.AppendUvarint(b, number), uint64(r.code))
 	b = appendOctets(b, []byte(r.text))
 	b = binary.AppendUvarint(b, uint64(len(r.numbers)))
 	for _, n := range r.numbers {
@@ -157,15 +162,10 @@ func appendReply(b []byte, r *reply) []byte {
 		b = binary.AppendUvarint(b, o.handle)
 		b = appendAttributes(b, o.attributes)
 	}
-	return finishFrame(b, start)
-}
-
-func finishFrame(b []byte, start int) []byte {
-	binary.BigEndian.PutUint32(b[start:], uint32(len(b)-start-4))
 	return b
 }
 
-// decoder takes a frame apart. After an error everything it returns is zero.
+// decoder takes a packet apart. After an error everything it returns is zero.
 type decoder struct {
 	b      []byte
 	failed bool
@@ -194,7 +194,7 @@ func (d *decoder) number() uint64 {
 	return v
 }
 
-// octets returns a part of the frame; nil for none.
+// octets returns a part of the packet; nil for none.
 func (d *decoder) octets() []byte {
 	n := d.number()
 	if n > uint64(len(d.b)) {
@@ -261,7 +261,7 @@ func (d *decoder) err() error {
 	return nil
 }
 
-// decodeCall decodes a frame without its length. The call refers to b.
+// decodeCall decodes a packet without its number. The call refers to b.
 func decodeCall(b []byte) (*call, error) {
 	d := decoder{b: b}
 	c := new(call)
@@ -286,7 +286,7 @@ func decodeCall(b []byte) (*call, error) {
 	return c, nil
 }
 
-// decodeReply decodes a frame without its length. The reply refers to b.
+// decodeReply decodes a packet without its number. The reply refers to b.
 func decodeReply(b []byte) (*reply, error) {
 	d := decoder{b: b}
 	r := new(reply)
@@ -315,63 +315,4 @@ func decodeReply(b []byte) (*reply, error) {
 		return nil, err
 	}
 	return r, nil
-}
-
-// frames reads frames. What it has handed out is wiped from its buffer: frames carry PINs,
-// shared secrets and keys to import.
-type frames struct {
-	r          io.Reader
-	buf        []byte
-	start, end int // what is read and not handed out
-}
-
-func newFrames(r io.Reader) *frames { return &frames{r: r, buf: make([]byte, 16<<10)} }
-
-// next returns the next frame without its length; it belongs to the caller.
-func (f *frames) next() ([]byte, error) {
-	if err := f.fill(4); err != nil {
-		return nil, err
-	}
-	n := binary.BigEndian.Uint32(f.buf[f.start:])
-	if n > maxFrame {
-		return nil, fmt.Errorf("%w: %d octets", errFrame, n)
-	}
-	if err := f.fill(4 + int(n)); err != nil {
-		return nil, err
-	}
-	taken := f.buf[f.start : f.start+4+int(n)]
-	frame := append(make([]byte, 0, n), taken[4:]...)
-	clear(taken)
-	if f.start += len(taken); f.start == f.end {
-		f.start, f.end = 0, 0
-	}
-	return frame, nil
-}
-
-// fill reads until n octets are there.
-func (f *frames) fill(n int) error {
-	if f.start+n > len(f.buf) {
-		buf := f.buf
-		if n > len(buf) {
-			buf = make([]byte, n+n/2)
-		}
-		held := copy(buf, f.buf[f.start:f.end])
-		if &buf[0] != &f.buf[0] {
-			clear(f.buf[:f.end])
-		} else {
-			clear(buf[held:f.end])
-		}
-		f.buf, f.start, f.end = buf, 0, held
-	}
-	for f.end-f.start < n {
-		got, err := f.r.Read(f.buf[f.end:])
-		f.end += got
-		if err != nil && f.end-f.start < n {
-			if err == io.EOF && f.end > f.start {
-				err = io.ErrUnexpectedEOF
-			}
-			return err
-		}
-	}
-	return nil
 }

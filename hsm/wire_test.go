@@ -6,7 +6,6 @@ import (
 	"io"
 	"slices"
 	"testing"
-	"testing/iotest"
 
 	"github.com/mesh-agent/mesh-agent/token"
 )
@@ -29,68 +28,86 @@ func someReplies() []*reply {
 	}
 }
 
-func TestFrames(t *testing.T) {
+func TestPackets(t *testing.T) {
 	t.Parallel()
-	var stream []byte
-	for _, c := range someCalls() {
-		stream = appendCall(stream, c)
+	for i, c := range someCalls() {
+		n, frame, err := cutNumber(appendCall(nil, 1<<(9*i), c))
+		if err != nil || n != 1<<(9*i) {
+			t.Fatalf("call %d has number %d, %v", i, n, err)
+		}
+		got, err := decodeCall(frame)
+		if err != nil || !bytes.Equal(appendCall(nil, 0, got), appendCall(nil, 0, c)) {
+			t.Errorf("call %d is %v, %v", i, got, err)
+		}
 	}
-	for _, r := range someReplies() {
-		stream = appendReply(stream, r)
-	}
-	large := &call{op: opSign, data: [][]byte{make([]byte, 300<<10)}}
-	stream = appendCall(stream, large)
-	for name, r := range map[string]io.Reader{
-		"whole": bytes.NewReader(stream), "one octet at a time": iotest.OneByteReader(bytes.NewReader(stream)),
-		"halves": iotest.HalfReader(bytes.NewReader(stream)), "end with data": iotest.DataErrReader(bytes.NewReader(stream)),
-	} {
-		f := newFrames(r)
-		for i, c := range someCalls() {
-			frame, err := f.next()
-			if err != nil {
-				t.Fatalf("%s: %v", name, err)
-			}
-			got, err := decodeCall(frame)
-			if err != nil || !bytes.Equal(appendCall(nil, got), appendCall(nil, c)) {
-				t.Errorf("%s: call %d is %v, %v", name, i, got, err)
-			}
+	for i, r := range someReplies() {
+		n, frame, err := cutNumber(appendReply(nil, 1<<(9*i), r))
+		if err != nil || n != 1<<(9*i) {
+			t.Fatalf("reply %d has number %d, %v", i, n, err)
 		}
-		for i, want := range someReplies() {
-			frame, err := f.next()
-			if err != nil {
-				t.Fatalf("%s: %v", name, err)
-			}
-			got, err := decodeReply(frame)
-			if err != nil || !bytes.Equal(appendReply(nil, got), appendReply(nil, want)) {
-				t.Errorf("%s: reply %d is %v, %v", name, i, got, err)
-			}
-		}
-		if frame, err := f.next(); err != nil || !bytes.Equal(frame, appendCall(nil, large)[4:]) {
-			t.Errorf("%s: the large frame has %d octets, %v", name, len(frame), err)
-		}
-		if _, err := f.next(); err != io.EOF {
-			t.Errorf("%s: %v, want EOF", name, err)
-		}
-		if slices.ContainsFunc(f.buf, func(b byte) bool { return b != 0 }) {
-			t.Errorf("%s: the buffer keeps what was handed out", name)
+		got, err := decodeReply(frame)
+		if err != nil || !bytes.Equal(appendReply(nil, 0, got), appendReply(nil, 0, r)) {
+			t.Errorf("reply %d is %v, %v", i, got, err)
 		}
 	}
 }
 
-func TestFramesRefuse(t *testing.T) {
+// packetPipe is one end of a socket pair in memory: it keeps what is written, packet by packet.
+type packetPipe struct{ in, out [][]byte }
+
+func (p *packetPipe) Read(b []byte) (int, error) {
+	if len(p.in) == 0 {
+		return 0, io.EOF
+	}
+	n := copy(b, p.in[0])
+	p.in = p.in[1:]
+	return n, nil
+}
+
+func (p *packetPipe) Write(b []byte) (int, error) {
+	p.out = append(p.out, bytes.Clone(b))
+	return len(b), nil
+}
+
+// echo answers with the data of the call.
+type echo struct{}
+
+func (echo) execute(c *call) *reply {
+	return &reply{data: [][]byte{bytes.Clone(c.pin), make([]byte, c.limit)}}
+}
+
+// A helper's thread answers by the number, leaves nothing behind, and does not answer what is
+// malformed or too long.
+func TestServe(t *testing.T) {
 	t.Parallel()
-	for name, b := range map[string][]byte{"too long": {0, 0x10, 0, 1}, "far too long": {0xff, 0xff, 0xff, 0xff}} {
-		if _, err := newFrames(bytes.NewReader(b)).next(); !errors.Is(err, errFrame) {
-			t.Errorf("%s: %v, want errFrame", name, err)
+	pipe := &packetPipe{in: [][]byte{
+		appendCall(nil, 7, &call{op: opSign, pin: []byte("1234")}), appendCall(nil, 1<<40, &call{op: opSign, limit: maxFrame}),
+	}}
+	s := newServer(pipe)
+	if err := s.serve(echo{}); err != nil {
+		t.Fatal(err)
+	}
+	for i, want := range [][]byte{
+		appendReply(nil, 7, &reply{data: [][]byte{[]byte("1234"), {}}}), appendReply(nil, 1<<40, &reply{text: "the module's answer is too long"}),
+	} {
+		if !bytes.Equal(pipe.out[i], want) {
+			t.Errorf("reply %d is %x, want %x", i, pipe.out[i], want)
 		}
 	}
-	for _, b := range [][]byte{{0}, {0, 0, 0, 2, 1}} {
-		if _, err := newFrames(bytes.NewReader(b)).next(); !errors.Is(err, io.ErrUnexpectedEOF) {
-			t.Errorf("%x: %v, want an unexpected end", b, err)
+	if set := func(b byte) bool { return b != 0 }; slices.ContainsFunc(s.in, set) || slices.ContainsFunc(s.out[:cap(s.out)], set) {
+		t.Error("the buffers keep what they held")
+	}
+	for _, b := range [][]byte{{0x80}, {1}, {1, 0}, {1, byte(opEnd)}} {
+		if err := newServer(&packetPipe{in: [][]byte{b}}).serve(echo{}); !errors.Is(err, errFrame) {
+			t.Errorf("%x: %v, want errFrame", b, err)
 		}
 	}
+}
+
+func TestCallsRefuse(t *testing.T) {
+	t.Parallel()
 	for _, c := range someCalls() {
-		frame := appendCall(nil, c)[4:]
+		frame := appendCall(nil, 0, c)[1:]
 		for n := range frame {
 			if _, err := decodeCall(frame[:n]); err == nil {
 				t.Errorf("the first %d octets of %x are a call", n, frame)
@@ -104,10 +121,10 @@ func TestFramesRefuse(t *testing.T) {
 
 func FuzzDecodeCall(f *testing.F) {
 	for _, c := range someCalls() {
-		f.Add(appendCall(nil, c)[4:])
+		f.Add(appendCall(nil, 0, c)[1:])
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
-		if c, err := decodeCall(b); err == nil && !bytes.Equal(appendCall(nil, c)[4:], b) {
+		if c, err := decodeCall(b); err == nil && !bytes.Equal(appendCall(nil, 0, c)[1:], b) {
 			t.Errorf("%x decodes to %v", b, c)
 		}
 	})
@@ -115,10 +132,10 @@ func FuzzDecodeCall(f *testing.F) {
 
 func FuzzDecodeReply(f *testing.F) {
 	for _, r := range someReplies() {
-		f.Add(appendReply(nil, r)[4:])
+		f.Add(appendReply(nil, 0, r)[1:])
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
-		if r, err := decodeReply(b); err == nil && !bytes.Equal(appendReply(nil, r)[4:], b) {
+		if r, err := decodeReply(b); err == nil && !bytes.Equal(appendReply(nil, 0, r)[1:], b) {
 			t.Errorf("%x decodes to %v", b, r)
 		}
 	})
