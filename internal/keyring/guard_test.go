@@ -1,6 +1,7 @@
 package keyring
 
 import (
+	"context"
 	"errors"
 	"os"
 	"path/filepath"
@@ -177,6 +178,53 @@ func TestNoFalseAlarm(t *testing.T) {
 			f.restart(t, tpm.Reopen())
 			if err := f.CheckRollback(ctx, nil); err != nil {
 				t.Error(err)
+			}
+		})
+	}
+}
+
+// TestCrash has the agent die after the records were written and before the generation file
+// says that they are the only ones, or before the records were written.
+func TestCrash(t *testing.T) {
+	t.Parallel()
+	for what, written := range map[string]bool{"before the records": false, "after the records": true} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			ctx := t.Context()
+			tpm := sealingTPM()
+			f := newGuardedRing(t, tpm)
+			e := f.generate(t, "tpm", token.P256, token.UseSign)
+			var between string // when it counts, which is the last that it does with the token
+			gate := func(context.Context, string) (func(), error) {
+				between = f.copyOf(t)
+				return func() {}, nil
+			}
+			if _, err := f.Generate(ctx, gate, GenerateSpec{Token: "tpm", Algorithm: token.P256, Use: token.UseSign}); err != nil {
+				t.Fatal(err)
+			}
+			tpm = tpm.Reopen()
+			if err := f.Close(); err != nil {
+				t.Fatal(err)
+			}
+			want := 2
+			f.putBack(t, between, generationFile)
+			if !written {
+				want = 1
+				f.putBack(t, between, "keys")
+			}
+			f.start(t, tpm)
+			if err := f.CheckRollback(ctx, nil); err != nil {
+				t.Error(err)
+			}
+			if keys := len(f.Snapshot().Entries()); keys != want {
+				t.Errorf("%d keys, want %d", keys, want)
+			}
+			if err := use(t, f.find(t, e.Udf), nil); err != nil {
+				t.Error(err)
+			}
+			f.restart(t, tpm.Reopen())
+			if err := f.CheckRollback(ctx, nil); err != nil {
+				t.Errorf("after another start: %v", err)
 			}
 		})
 	}
