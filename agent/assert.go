@@ -16,6 +16,7 @@ import (
 // what is signed.
 func (r *request) signEnvelope(ctx context.Context, body strictjson.Value) (any, error) {
 	var op mesh.OperationSignEnvelope
+	defer func() { clear(op.PIN) }()
 	if err := decode(mesh.TagOperationSignEnvelope, body, &op); err != nil {
 		return nil, err
 	}
@@ -49,7 +50,11 @@ func (r *request) signEnvelope(ctx context.Context, body strictjson.Value) (any,
 	if !slices.Contains(key.Tags, tagged.Tag) {
 		return nil, forbidden("use", "the key does not sign bodies with the tag %.64q", tagged.Tag)
 	}
-	o.Signers = []mesh.Signer{ringKey{key.Entry, key.gate}}
+	auth, err := key.auth(op.PIN)
+	if err != nil {
+		return nil, err
+	}
+	o.Signers = []mesh.Signer{ringKey{key.Entry, key.gate, auth}}
 	e, err := mesh.NewEnvelope(ctx, op.Body, o)
 	if err != nil {
 		return nil, err
@@ -64,7 +69,7 @@ func (r *request) signEnvelope(ctx context.Context, body strictjson.Value) (any,
 // authenticate does CryptographicOperationAuthenticate. The second agreement stays inside.
 func (r *request) authenticate(ctx context.Context, body strictjson.Value) (any, error) {
 	var op mesh.OperationAuthenticate
-	defer func() { clear(op.Agreement) }()
+	defer func() { clear(op.Agreement); clear(op.PIN) }()
 	if err := decode(mesh.TagOperationAuthenticate, body, &op); err != nil {
 		return nil, err
 	}
@@ -85,7 +90,11 @@ func (r *request) authenticate(ctx context.Context, body strictjson.Value) (any,
 	if r.isOwn(key.Algorithm, peer) {
 		return nil, forbidden("policy", "PublicKey is one of this agent's own keys, not that of a service")
 	}
-	agreement, err := key.AgreePoint(ctx, key.gate, peer, nil, token.Auth{})
+	auth, err := key.auth(op.PIN)
+	if err != nil {
+		return nil, err
+	}
+	agreement, err := key.AgreePoint(ctx, key.gate, peer, nil, auth)
 	if err != nil {
 		return nil, err
 	}

@@ -20,6 +20,7 @@ import (
 type ringKey struct {
 	entry *keyring.Entry
 	gate  keyring.Gate
+	auth  token.Auth
 }
 
 var (
@@ -32,7 +33,7 @@ func (k ringKey) Public() token.PublicKey { return k.entry.Public }
 
 // Agree implements mesh.Agreer.
 func (k ringKey) Agree(ctx context.Context, peer *keyshare.Point) (*keyshare.Point, error) {
-	return k.entry.AgreePoint(ctx, k.gate, peer, nil, token.Auth{})
+	return k.entry.AgreePoint(ctx, k.gate, peer, nil, k.auth)
 }
 
 // Sign implements mesh.Signer.
@@ -41,6 +42,7 @@ func (k ringKey) Sign(ctx context.Context, octets []byte) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	req.Auth = k.auth
 	return k.entry.Sign(ctx, k.gate, req)
 }
 
@@ -51,7 +53,7 @@ func (r *request) own(pub token.PublicKey) (ringKey, error) {
 		udf, _ := mesh.Fingerprint(pub, mesh.G1)
 		return ringKey{}, fmt.Errorf("key %s: %w", udf, err)
 	}
-	return ringKey{e, r.manageGate}, nil
+	return ringKey{entry: e, gate: r.manageGate}, nil
 }
 
 // ownNamed is own by one of the key's names.
@@ -60,7 +62,7 @@ func (r *request) ownNamed(udf string) (ringKey, error) {
 	if err != nil {
 		return ringKey{}, fmt.Errorf("key %.40s: %w", udf, err)
 	}
-	return ringKey{e, r.manageGate}, nil
+	return ringKey{entry: e, gate: r.manageGate}, nil
 }
 
 // maker makes the keys of a device or an account, and unmakes them if not all can be made.

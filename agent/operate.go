@@ -148,6 +148,15 @@ func (r *request) grant(keyID string, op policy.Operation) (grant, error) {
 	return grant{entry, r.gate(snapshot, entry, op)}, nil
 }
 
+// auth offers a PIN to the key's token. It goes to one token only: another might count it as a
+// wrong one.
+func (g grant) auth(pin []byte) (token.Auth, error) {
+	if len(pin) != 0 && len(g.Parts()) > 1 {
+		return token.Auth{}, malformed("PIN", "the key is a sum of parts, whose tokens have PINs of their own")
+	}
+	return token.Auth{PIN: pin}, nil
+}
+
 // askingKeys are the keys in a batch that want a PIN or a touch for every operation. The user
 // cannot tell what such a key is asked for, so a batch has one operation with each.
 type askingKeys struct {
@@ -257,6 +266,7 @@ func noSuchToken(name string) error {
 // agree does CryptographicOperationKeyAgreement.
 func (r *request) agree(ctx context.Context, body strictjson.Value) (any, error) {
 	var op mesh.OperationKeyAgreement
+	defer func() { clear(op.PIN) }()
 	if err := decode(mesh.TagOperationAgreement, body, &op); err != nil {
 		return nil, err
 	}
@@ -275,7 +285,11 @@ func (r *request) agree(ctx context.Context, body strictjson.Value) (any, error)
 	if err != nil {
 		return nil, err
 	}
-	sum, err := key.AgreePoint(ctx, key.gate, peer, coefficient, token.Auth{})
+	auth, err := key.auth(op.PIN)
+	if err != nil {
+		return nil, err
+	}
+	sum, err := key.AgreePoint(ctx, key.gate, peer, coefficient, auth)
 	if err != nil {
 		return nil, err
 	}
@@ -331,6 +345,7 @@ func coefficient(curve keyshare.Curve, octets mesh.Binary) (*keyshare.Scalar, er
 // sign does CryptographicOperationSign.
 func (r *request) sign(ctx context.Context, body strictjson.Value) (any, error) {
 	var op mesh.OperationSign
+	defer func() { clear(op.PIN) }()
 	if err := decode(mesh.TagOperationSign, body, &op); err != nil {
 		return nil, err
 	}
@@ -346,6 +361,9 @@ func (r *request) sign(ctx context.Context, body strictjson.Value) (any, error) 
 		return nil, err
 	}
 	req.Message = op.Data
+	if req.Auth, err = key.auth(op.PIN); err != nil {
+		return nil, err
+	}
 	signature, err := key.Sign(ctx, key.gate, req)
 	if err != nil {
 		return nil, err
@@ -391,6 +409,7 @@ func signScheme(a token.Algorithm, mode string) (token.SignRequest, error) {
 // decrypt does CryptographicOperationDecrypt.
 func (r *request) decrypt(ctx context.Context, body strictjson.Value) (any, error) {
 	var op mesh.OperationDecrypt
+	defer func() { clear(op.PIN) }()
 	if err := decode(mesh.TagOperationDecrypt, body, &op); err != nil {
 		return nil, err
 	}
@@ -405,7 +424,7 @@ func (r *request) decrypt(ctx context.Context, body strictjson.Value) (any, erro
 	if err != nil {
 		return nil, err
 	}
-	seed, err := r.unwrap(ctx, key, op.Recipient, partials, op.Info)
+	seed, err := r.unwrap(ctx, key, op, partials)
 	if err != nil {
 		return nil, err
 	}
@@ -454,7 +473,8 @@ func points(key *keyring.Entry, given []mesh.PublicParameters) ([]*keyshare.Poin
 
 // unwrap opens a recipient entry: agreement, the partial ones added, key wrap undone. The
 // caller wipes the seed.
-func (r *request) unwrap(ctx context.Context, key grant, to mesh.DecryptRecipient, partials []*keyshare.Point, info string) ([]byte, error) {
+func (r *request) unwrap(ctx context.Context, key grant, op mesh.OperationDecrypt, partials []*keyshare.Point) ([]byte, error) {
+	to := op.Recipient
 	if r.keptInside(to.EphemeralKey) {
 		return nil, forbidden("use", "the entry is that of an activation, which opens inside the agent only")
 	}
@@ -462,7 +482,11 @@ func (r *request) unwrap(ctx context.Context, key grant, to mesh.DecryptRecipien
 	if err != nil {
 		return nil, err
 	}
-	own, err := key.AgreePoint(ctx, key.gate, ephemeral, nil, token.Auth{})
+	auth, err := key.auth(op.PIN)
+	if err != nil {
+		return nil, err
+	}
+	own, err := key.AgreePoint(ctx, key.gate, ephemeral, nil, auth)
 	if err != nil {
 		return nil, err
 	}
@@ -470,7 +494,7 @@ func (r *request) unwrap(ctx context.Context, key grant, to mesh.DecryptRecipien
 	if err != nil {
 		return nil, badPoint("the sum of Partials", err)
 	}
-	return mesh.UnwrapSeed(agreement, info, to.WrappedKey)
+	return mesh.UnwrapSeed(agreement, op.Info, to.WrappedKey)
 }
 
 // generate does CryptographicOperationGenerate.

@@ -71,11 +71,15 @@ func one[R any](ctx context.Context, c *Client, operation string, body any, resu
 // it. mode is empty for the default; "mesh" or "pure" with Ed25519, "pss" with RSA.
 // The signature is RFC 8032 octets, ASN.1 DER (ECDSA) or PKCS #1 octets.
 func (c *Client) Sign(ctx context.Context, keyID string, data []byte, mode string) ([]byte, error) {
-	if data == nil {
-		data = []byte{}
+	return c.SignOperation(ctx, mesh.OperationSign{KeyId: keyID, Data: data, Mode: mode})
+}
+
+// SignOperation is Sign with what that cannot say: a PIN for a key that asks each time.
+func (c *Client) SignOperation(ctx context.Context, op mesh.OperationSign) ([]byte, error) {
+	if op.Data == nil {
+		op.Data = []byte{}
 	}
-	body := mesh.OperationSign{KeyId: keyID, Data: data, Mode: mode}
-	out, err := one[mesh.ResultSign](ctx, c, mesh.TagOperationSign, body, mesh.TagResultSign)
+	out, err := one[mesh.ResultSign](ctx, c, mesh.TagOperationSign, op, mesh.TagResultSign)
 	if err != nil {
 		return nil, err
 	}
@@ -85,8 +89,12 @@ func (c *Client) Sign(ctx context.Context, keyID string, data []byte, mode strin
 // Agree multiplies peer by the key, and by coefficient if that is not nil (a scalar in the
 // curve's encoding, 1 <= c < L). The result is in signed form: 33, 57, 32, 57, 65, 97, 133 octets.
 func (c *Client) Agree(ctx context.Context, keyID string, peer mesh.PublicParameters, coefficient []byte) (mesh.KeyAgreementECDH, error) {
-	body := mesh.OperationKeyAgreement{KeyId: keyID, PublicKey: peer, KeyCoefficient: coefficient}
-	out, err := one[mesh.ResultKeyAgreement](ctx, c, mesh.TagOperationAgreement, body, mesh.TagResultAgreement)
+	return c.AgreeOperation(ctx, mesh.OperationKeyAgreement{KeyId: keyID, PublicKey: peer, KeyCoefficient: coefficient})
+}
+
+// AgreeOperation is Agree with what that cannot say: a PIN for a key that asks each time.
+func (c *Client) AgreeOperation(ctx context.Context, op mesh.OperationKeyAgreement) (mesh.KeyAgreementECDH, error) {
+	out, err := one[mesh.ResultKeyAgreement](ctx, c, mesh.TagOperationAgreement, op, mesh.TagResultAgreement)
 	if err != nil {
 		return mesh.KeyAgreementECDH{}, err
 	}

@@ -53,6 +53,7 @@ type OperationSignEnvelope struct {
 	Recipients []strictjson.Value `json:",omitzero"` // public KeyData: the body is encrypted to each
 	Generation string             `json:",omitzero"` // "g1" (default) or "g2"
 	IncludeKey bool               `json:",omitzero"` // the public key stands beside the signature
+	PIN        Binary             `json:",omitzero"` // as of OperationKeyAgreement
 }
 
 // ResultSignEnvelope answers OperationSignEnvelope.
@@ -69,6 +70,7 @@ type OperationAuthenticate struct {
 	// Agreement is the first agreement, of the client's ephemeral key and the service's key, which the client
 	// computed: 32, 48, 56, 57 or 66 octets.
 	Agreement Binary
+	PIN       Binary `json:",omitzero"` // as of OperationKeyAgreement
 }
 
 // ResultAuthenticate answers OperationAuthenticate: two AES-256 keys, by who sends.

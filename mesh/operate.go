@@ -87,6 +87,7 @@ type OperationKeyAgreement struct {
 	KeyId          string
 	PublicKey      PublicParameters
 	KeyCoefficient Binary `json:",omitzero"` // scalar in the curve's encoding, 1 <= c < L
+	PIN            Binary `json:",omitzero"` // of the key's token, for a key that asks for it each time
 }
 
 // OperationSign asks for a signature over Data, the message itself.
@@ -94,6 +95,7 @@ type OperationSign struct {
 	KeyId string
 	Data  Binary
 	Mode  string `json:",omitzero"` // Ed25519: "mesh" (default) or "pure"; RSA: "pss", else PKCS #1 v1.5
+	PIN   Binary `json:",omitzero"` // as of OperationKeyAgreement
 }
 
 // OperationGenerate asks for a new key.
@@ -118,6 +120,7 @@ type OperationDecrypt struct {
 	Info      string             `json:",omitzero"` // HKDF info of the key encryption key
 	Release   string             `json:",omitzero"` // "seed" (default) or "key"
 	Salt      Binary             `json:",omitzero"` // with Release "key"
+	PIN       Binary             `json:",omitzero"` // as of OperationKeyAgreement
 }
 
 // DecryptRecipient is the part of a DARE recipient entry that decryption needs.

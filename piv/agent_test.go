@@ -2,6 +2,7 @@ package piv
 
 import (
 	"context"
+	"errors"
 	"testing"
 	"time"
 
@@ -95,5 +96,48 @@ func TestTouchThroughSocket(t *testing.T) {
 	b.card.Answer(false) // the card's own time limit
 	if err := <-agree(watching); err != nil {
 		t.Errorf("afterwards: %v", err)
+	}
+}
+
+// TestPINThroughSocket uses keys that want the PIN for each operation.
+func TestPINThroughSocket(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, pivtest.Config{}, Options{})
+	c := dial(t, agenttest.Serve(t, b.token))
+	make := func(use string) *mesh.KeyResponse {
+		t.Helper()
+		made, err := c.KeyGenerate(t.Context(), mesh.KeyGenerateRequest{
+			Home: mesh.Home{Token: b.token.Info().Name, PIN: "always"}, Algorithm: "P256", Use: use,
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return made
+	}
+	signs, agrees := make("sign").Key, make("agree").Key
+	for _, test := range []struct {
+		pin  string
+		want int
+	}{{"", 401}, {testPIN, mesh.StatusOK}, {"", 401}, {"000000", 401}, {testPIN, mesh.StatusOK}} {
+		_, err := c.SignOperation(t.Context(), mesh.OperationSign{KeyId: signs.Udf, PIN: []byte(test.pin)})
+		wantStatus(t, "sign with "+test.pin, err, test.want)
+		if test.pin == "000000" {
+			continue // a try is enough
+		}
+		peer := mesh.PublicParameters{PublicKeyECDH: agrees.PublicKey.PublicKeyECDH}
+		_, err = c.AgreeOperation(t.Context(), mesh.OperationKeyAgreement{KeyId: agrees.Udf, PublicKey: peer, PIN: []byte(test.pin)})
+		wantStatus(t, "agree with "+test.pin, err, test.want)
+	}
+}
+
+func wantStatus(t *testing.T, what string, err error, want int) {
+	t.Helper()
+	got := mesh.StatusOK
+	var status *client.StatusError
+	if errors.As(err, &status) {
+		got = status.Status
+	}
+	if got != want || err != nil && status == nil {
+		t.Errorf("%s: %v, want status %d", what, err, want)
 	}
 }

@@ -16,6 +16,7 @@ func newAgreeCommand(a *app) *cobra.Command {
 	var key, peer, recipient string
 	var among []int
 	var x int
+	var ask bool
 	c := &cobra.Command{
 		Use:   "agree --key UDF --peer FILE",
 		Short: "Multiply a point by a key of use agree",
@@ -40,8 +41,14 @@ coefficient: --x names its number, --among those of all shares that take part.`,
 					return err
 				}
 			}
+			pin, err := a.pinIf(c.Context(), ask, []string{peer})
+			if err != nil {
+				return err
+			}
+			defer clear(pin)
 			return a.with(c.Context(), func(conn *client.Client) error {
-				agreement, err := conn.Agree(c.Context(), key, mesh.PublicParameters{PublicKeyECDH: &p}, coefficient)
+				op := mesh.OperationKeyAgreement{KeyId: key, PublicKey: mesh.PublicParameters{PublicKeyECDH: &p}, KeyCoefficient: coefficient, PIN: pin}
+				agreement, err := conn.AgreeOperation(c.Context(), op)
 				if err != nil {
 					return err
 				}
@@ -54,6 +61,7 @@ coefficient: --x names its number, --among those of all shares that take part.`,
 	c.Flags().StringVar(&recipient, "recipient", "", "`UDF` in the envelope's recipient entry, if there are several")
 	c.Flags().IntVar(&x, "x", 0, "`number` of this share")
 	c.Flags().IntSliceVar(&among, "among", nil, "`numbers` of the shares that take part, with commas")
+	addPIN(c, &ask)
 	required(c, "key", "peer")
 	return c
 }

@@ -16,6 +16,7 @@ import (
 
 func newDecryptCommand(a *app) *cobra.Command {
 	var key string
+	var ask bool
 	var partials, signers []string
 	c := &cobra.Command{
 		Use:   "decrypt [--key UDF] [FILE]",
@@ -48,7 +49,15 @@ agent is needed.`,
 			if err != nil {
 				return err
 			}
-			seed, err := a.contentSeed(c.Context(), envelope.Header.Recipients, key, points)
+			if ask && key == "" {
+				return usageError{errors.New("--pin needs --key: a PIN is for one token only")}
+			}
+			pin, err := a.pinIf(c.Context(), ask, files)
+			if err != nil {
+				return err
+			}
+			defer clear(pin)
+			seed, err := a.contentSeed(c.Context(), envelope.Header.Recipients, opener{key, pin, points})
 			if err != nil {
 				return err
 			}
@@ -64,22 +73,31 @@ agent is needed.`,
 		},
 	}
 	c.Flags().StringVar(&key, "key", "", "`UDF` of the key (default: every key that could)")
+	addPIN(c, &ask)
 	c.Flags().StringArrayVar(&signers, "signer", nil, "whose signature it must have: `file` or UDF, as of verify; once for each")
 	c.Flags().StringArrayVar(&partials, "partial", nil, "`file` with the agreement of another share; once for each")
 	return c
 }
 
+// opener is what opens an envelope beside the agent's keys: the one key and its PIN, and the
+// agreements of other shares.
+type opener struct {
+	key      string
+	pin      []byte
+	partials []point
+}
+
 // contentSeed finds the seed of an envelope's content keys by a key of the agent, by
 // partial agreements, or by both.
-func (a *app) contentSeed(ctx context.Context, recipients []mesh.Recipient, key string, partials []point) (seed []byte, err error) {
+func (a *app) contentSeed(ctx context.Context, recipients []mesh.Recipient, o opener) (seed []byte, err error) {
 	if len(recipients) == 0 {
 		return nil, errors.New("the envelope is not encrypted to any key")
 	}
-	if key == "" && len(partials) != 0 {
-		return seedFromPoints(recipients, partials)
+	if o.key == "" && len(o.partials) != 0 {
+		return seedFromPoints(recipients, o.partials)
 	}
 	err = a.with(ctx, func(conn *client.Client) error {
-		keys, err := decryptionKeys(ctx, conn, key)
+		keys, err := decryptionKeys(ctx, conn, o.key)
 		if err != nil {
 			return err
 		}
@@ -88,7 +106,7 @@ func (a *app) contentSeed(ctx context.Context, recipients []mesh.Recipient, key 
 			return hint(fmt.Errorf("no key here opens it; it is for %s", recipientNames(recipients)),
 				"`mesh-agent key list` shows the keys; a key of use decrypt or agree opens envelopes")
 		}
-		seed, err = firstSeed(ctx, conn, tries, partials)
+		seed, err = firstSeed(ctx, conn, tries, o)
 		return err
 	})
 	return seed, err
@@ -149,17 +167,17 @@ func attempts(recipients []mesh.Recipient, keys []mesh.KeyInfo) []attempt {
 
 // firstSeed asks the agent until an attempt succeeds. If none does, it returns the
 // error of an entry that names the key, rather than that of a guess.
-func firstSeed(ctx context.Context, conn *client.Client, tries []attempt, partials []point) ([]byte, error) {
+func firstSeed(ctx context.Context, conn *client.Client, tries []attempt, o opener) ([]byte, error) {
 	var refusal error
 	for _, try := range tries {
-		result, err := conn.Decrypt(ctx, decryptOperation(try, partials))
+		result, err := conn.Decrypt(ctx, decryptOperation(try, o))
 		if err == nil {
 			return result.Seed, nil
 		}
 		if refusal == nil {
 			refusal = err
 		}
-		if ctx.Err() != nil {
+		if ctx.Err() != nil || len(o.pin) != 0 { // a PIN is tried once
 			break
 		}
 	}
@@ -170,12 +188,13 @@ func firstSeed(ctx context.Context, conn *client.Client, tries []attempt, partia
 	return nil, refusal
 }
 
-func decryptOperation(try attempt, partials []point) mesh.OperationDecrypt {
+func decryptOperation(try attempt, o opener) mesh.OperationDecrypt {
 	op := mesh.OperationDecrypt{
 		KeyId:     try.key.Udf,
 		Recipient: mesh.DecryptRecipient{EphemeralKey: try.recipient.EphemeralKey, WrappedKey: try.recipient.WrappedKey},
+		PIN:       o.pin,
 	}
-	for _, p := range partials {
+	for _, p := range o.partials {
 		op.Partials = append(op.Partials, mesh.PublicParameters{PublicKeyECDH: &p})
 	}
 	return op

@@ -51,6 +51,7 @@ func (f *envelopeFlags) check(c *cobra.Command) error {
 type agentKey struct {
 	conn   *client.Client
 	udf    string
+	pin    []byte
 	public token.PublicKey
 }
 
@@ -61,12 +62,12 @@ func (k agentKey) Public() token.PublicKey { return k.public }
 
 // Sign implements mesh.Signer.
 func (k agentKey) Sign(ctx context.Context, octets []byte) ([]byte, error) {
-	return k.conn.Sign(ctx, k.udf, octets, "")
+	return k.conn.SignOperation(ctx, mesh.OperationSign{KeyId: k.udf, Data: octets, PIN: k.pin})
 }
 
 // signEnvelope makes a signed envelope. A key of use sign-assertion gets the body, to see what it
 // signs; one of use sign the digest.
-func (a *app) signEnvelope(ctx context.Context, f envelopeFlags, key string, message []byte) error {
+func (a *app) signEnvelope(ctx context.Context, f envelopeFlags, key string, pin, message []byte) error {
 	g, err := parseGeneration(f.generation)
 	if err != nil {
 		return err
@@ -81,7 +82,7 @@ func (a *app) signEnvelope(ctx context.Context, f envelopeFlags, key string, mes
 			return err
 		}
 		if slices.Contains(info.Operations, "SignEnvelope") {
-			op := mesh.OperationSignEnvelope{KeyId: key, Body: message, Generation: g.String(), IncludeKey: f.includeKey}
+			op := mesh.OperationSignEnvelope{KeyId: key, Body: message, Generation: g.String(), IncludeKey: f.includeKey, PIN: pin}
 			for _, to := range recipients {
 				op.Recipients = append(op.Recipients, mesh.MarshalKeyDataPublic(to, g))
 			}
@@ -97,7 +98,7 @@ func (a *app) signEnvelope(ctx context.Context, f envelopeFlags, key string, mes
 		}
 		e, err := mesh.NewEnvelope(ctx, message, mesh.EnvelopeOptions{
 			Generation: g, Meta: mesh.ContentMeta{ContentType: f.contentType}, Recipients: recipients,
-			Signers: []mesh.Signer{agentKey{conn, key, public}}, IncludeKey: f.includeKey,
+			Signers: []mesh.Signer{agentKey{conn, key, pin, public}}, IncludeKey: f.includeKey,
 		})
 		if err != nil {
 			return err

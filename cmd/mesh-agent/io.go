@@ -9,6 +9,7 @@ import (
 	"os"
 	"text/tabwriter"
 
+	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
 	"github.com/mesh-agent/mesh-agent/internal/strictjson"
@@ -105,6 +106,22 @@ func (a *app) secret(ctx context.Context, prompt string) ([]byte, error) {
 		return nil, errors.New("read standard input: more than one line")
 	}
 	return bytes.TrimSuffix(line, []byte("\r")), nil
+}
+
+// addPIN adds the flag --pin.
+func addPIN(c *cobra.Command, ask *bool) {
+	c.Flags().BoolVar(ask, "pin", false, "ask for the PIN of the key's token: for a key made with --pin always")
+}
+
+// pinIf asks for a PIN if the flag is there. Standard input has it only if the file is another.
+func (a *app) pinIf(ctx context.Context, ask bool, files []string) ([]byte, error) {
+	if !ask {
+		return nil, nil
+	}
+	if _, ok := a.terminal(); !ok && (len(files) == 0 || files[0] == "-") {
+		return nil, usageError{errors.New("--pin is read from standard input, so that the message must be in a file")}
+	}
+	return a.secret(ctx, "PIN")
 }
 
 // ask reads a secret from a terminal without echo. An interrupt restores the terminal.

@@ -12,7 +12,7 @@ import (
 
 func newSignCommand(a *app) *cobra.Command {
 	var key, mode string
-	var raw bool
+	var raw, ask bool
 	var envelope envelopeFlags
 	c := &cobra.Command{
 		Use:   "sign --key UDF [FILE]",
@@ -37,11 +37,16 @@ use sign-assertion makes only these, and only of bodies with the tags that it wa
 			if err != nil {
 				return err
 			}
+			pin, err := a.pinIf(c.Context(), ask, files)
+			if err != nil {
+				return err
+			}
+			defer clear(pin)
 			if envelope.dare {
-				return a.signEnvelope(c.Context(), envelope, key, message)
+				return a.signEnvelope(c.Context(), envelope, key, pin, message)
 			}
 			return a.with(c.Context(), func(conn *client.Client) error {
-				signature, err := conn.Sign(c.Context(), key, message, mode)
+				signature, err := conn.SignOperation(c.Context(), mesh.OperationSign{KeyId: key, Data: message, Mode: mode, PIN: pin})
 				switch {
 				case err != nil:
 					return err
@@ -57,6 +62,7 @@ use sign-assertion makes only these, and only of bodies with the tags that it wa
 	c.Flags().StringVar(&key, "key", "", "`UDF` of the key")
 	c.Flags().StringVar(&mode, "mode", "", "mesh or pure (Ed25519), pss (RSA)")
 	c.Flags().BoolVar(&raw, "raw", false, "write the octets of the signature")
+	addPIN(c, &ask)
 	envelope.add(c)
 	required(c, "key")
 	return c
