@@ -3,7 +3,6 @@ package hsm
 import (
 	"bytes"
 	"context"
-	"crypto/ed25519"
 	"crypto/rsa"
 	"errors"
 	"fmt"
@@ -325,6 +324,8 @@ func verifier(public token.PublicKey) (func(req token.SignRequest, digest, signa
 		return func(req token.SignRequest, _, signature []byte) bool {
 			return keyshare.Verify(p, keyshare.ModePure, req.Message, signature)
 		}, err
+	case token.Ed25519:
+		return ed25519Verifier(public)
 	case token.P256, token.P384, token.P521:
 		return ecdsaVerifier(public)
 	}
@@ -333,10 +334,6 @@ func verifier(public token.PublicKey) (func(req token.SignRequest, digest, signa
 		return nil, err
 	}
 	switch pub := standard.(type) {
-	case ed25519.PublicKey:
-		return func(req token.SignRequest, _, signature []byte) bool {
-			return ed25519.Verify(pub, req.Message, signature)
-		}, nil
 	case *rsa.PublicKey:
 		return func(req token.SignRequest, digest, signature []byte) bool {
 			if req.Scheme == token.SchemePSS {
@@ -346,6 +343,19 @@ func verifier(public token.PublicKey) (func(req token.SignRequest, digest, signa
 		}, nil
 	}
 	return nil, token.ErrUnsupported
+}
+
+// ed25519Verifier computes its tables when it is used first.
+func ed25519Verifier(public token.PublicKey) (func(token.SignRequest, []byte, []byte) bool, error) {
+	p, err := keyshare.ParsePoint(keyshare.Ed25519, public.Octets)
+	if err != nil {
+		return nil, err
+	}
+	tables := sync.OnceValues(func() (*keyshare.Ed25519Verifier, error) { return keyshare.NewEd25519Verifier(p) })
+	return func(req token.SignRequest, _, signature []byte) bool {
+		v, err := tables()
+		return err == nil && v.Verify(keyshare.ModePure, req.Message, signature)
+	}, nil
 }
 
 // ecdsaVerifier computes its tables when it is used first.

@@ -174,30 +174,42 @@ func domain(c Curve, mode Mode) ([]byte, error) {
 // RFC 8032, Sections 5.1.7 and 5.2.7, and p is a checked point). A point on another curve than
 // Ed25519 and Ed448, or an unknown mode, has no valid signatures.
 func Verify(p *Point, mode Mode, message, signature []byte) bool {
+	q, ok := readSignature(p, mode, message, signature)
+	return ok && bytes.Equal(expectedR(p, q.k, q.s), q.r)
+}
+
+// equation is what a signature claims: r is the encoding of s*B - k*p.
+type equation struct {
+	r    []byte
+	s, k *Scalar
+}
+
+// readSignature checks a signature's form and computes its challenge.
+func readSignature(p *Point, mode Mode, message, signature []byte) (q equation, ok bool) {
 	c := p.group.curve
 	if c != Ed25519 && c != Ed448 || len(signature) != 2*p.group.pointLen {
-		return false
+		return q, false
 	}
 	dom, err := domain(c, mode)
 	if err != nil {
-		return false
+		return q, false
 	}
 	encodedR, encodedS := signature[:p.group.pointLen], signature[p.group.pointLen:]
 	if c == Ed448 {
 		if encodedS[56] != 0 {
-			return false
+			return q, false
 		}
 		encodedS = encodedS[:56]
 	}
 	s := p.group.reduceOctets(encodedS)
 	if !bytes.Equal((&Scalar{p.group, s}).Bytes(), encodedS) {
-		return false
+		return q, false
 	}
 	k, err := challenge(p, dom, encodedR, message)
 	if err != nil {
-		return false
+		return q, false
 	}
-	return bytes.Equal(expectedR(p, k, &Scalar{p.group, s}), encodedR)
+	return equation{encodedR, &Scalar{p.group, s}, k}, true
 }
 
 // expectedR returns the encoding of s*B - k*p, which may be the identity; s may be zero.

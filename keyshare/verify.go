@@ -1,10 +1,13 @@
 package keyshare
 
 import (
+	"bytes"
 	"fmt"
 	"math/big"
+	"slices"
 	"sync"
 
+	"filippo.io/edwards25519"
 	"filippo.io/nistec"
 )
 
@@ -59,10 +62,71 @@ func (v *ECDSAVerifier) Verify(digest, r, s []byte) bool {
 	return xi.Mod(xi, v.order).Cmp(ri) == 0
 }
 
-// combPoint is a nistPoint with what the tables need.
+// Ed25519Verifier verifies the Ed25519 signatures of one public key as Verify does, in less than half the
+// time of crypto/ed25519, with tables as ECDSAVerifier has them. It may be used from several
+// goroutines at once.
+type Ed25519Verifier struct {
+	public *Point
+	minus  *comb[*edwardsPoint] // of the negated public key
+}
+
+// NewEd25519Verifier computes the tables of a key on Ed25519.
+func NewEd25519Verifier(public *Point) (*Ed25519Verifier, error) {
+	e, ok := public.element.(ed25519Element)
+	if !ok || public.Curve() != Ed25519 {
+		return nil, fmt.Errorf("no Ed25519 on %v", public.Curve())
+	}
+	minus := newEdwardsPoint()
+	minus.Negate(e.p)
+	return &Ed25519Verifier{public, newComb(newEdwardsPoint, minus, 253)}, nil
+}
+
+// Verify reports whether signature is one over the message, in a mode. RFC 8032, 5.1.7, without
+// multiplying by the cofactor.
+func (v *Ed25519Verifier) Verify(mode Mode, message, signature []byte) bool {
+	q, ok := readSignature(v.public, mode, message, signature)
+	if !ok {
+		return false
+	}
+	sum := newEdwardsPoint()
+	addCombs(sum, generator25519(), integer(q.s), v.minus, integer(q.k))
+	return bytes.Equal(sum.Bytes(), q.r)
+}
+
+// integer returns a scalar of Curve25519 as an integer.
+func integer(s *Scalar) *big.Int {
+	octets := s.Bytes()
+	slices.Reverse(octets)
+	return new(big.Int).SetBytes(octets)
+}
+
+// edwardsPoint is a point of edwards25519 in a comb.
+type edwardsPoint struct{ edwards25519.Point }
+
+func newEdwardsPoint() *edwardsPoint {
+	p := new(edwardsPoint)
+	p.Point.Set(edwards25519.NewIdentityPoint())
+	return p
+}
+
+func (p *edwardsPoint) Set(q *edwardsPoint) *edwardsPoint { p.Point.Set(&q.Point); return p }
+func (p *edwardsPoint) Add(q, r *edwardsPoint) *edwardsPoint {
+	p.Point.Add(&q.Point, &r.Point)
+	return p
+}
+func (p *edwardsPoint) Double(q *edwardsPoint) *edwardsPoint { return p.Add(q, q) }
+
+// combPoint is a point in a table.
 type combPoint[P any] interface {
-	nistPoint[P]
+	Set(P) P
+	Add(P, P) P
 	Double(P) P
+}
+
+// ecdsaPoint is a nistPoint that is in tables and has an x-coordinate.
+type ecdsaPoint[P any] interface {
+	nistPoint[P]
+	combPoint[P]
 	BytesX() ([]byte, error)
 }
 
@@ -126,13 +190,27 @@ var (
 	generator256 = sync.OnceValue(func() *comb[*nistec.P256Point] { return generatorComb(nistec.NewP256Point, 256) })
 	generator384 = sync.OnceValue(func() *comb[*nistec.P384Point] { return generatorComb(nistec.NewP384Point, 384) })
 	generator521 = sync.OnceValue(func() *comb[*nistec.P521Point] { return generatorComb(nistec.NewP521Point, 521) })
+
+	generator25519 = sync.OnceValue(func() *comb[*edwardsPoint] {
+		return newComb(newEdwardsPoint, &edwardsPoint{*edwards25519.NewGeneratorPoint()}, 253)
+	})
 )
 
-func generatorComb[P combPoint[P]](newPoint func() P, bits int) *comb[P] {
+func generatorComb[P ecdsaPoint[P]](newPoint func() P, bits int) *comb[P] {
 	return newComb(newPoint, newPoint().SetGenerator(), bits)
 }
 
-func newCombs[P combPoint[P]](order string, generator func() *comb[P], newPoint func() P, public *Point) (
+// addCombs adds m times the point of a and n times that of b to sum, the identity. The combs have the same
+// size.
+func addCombs[P combPoint[P]](sum P, a *comb[P], m *big.Int, b *comb[P], n *big.Int) {
+	for column := a.block - 1; column >= 0; column-- {
+		sum.Double(sum)
+		a.add(sum, m, column)
+		b.add(sum, n, column)
+	}
+}
+
+func newCombs[P ecdsaPoint[P]](order string, generator func() *comb[P], newPoint func() P, public *Point) (
 	*big.Int, func(u1, u2 *big.Int) ([]byte, error), error,
 ) {
 	p, err := newPoint().SetBytes(public.Bytes())
@@ -140,14 +218,10 @@ func newCombs[P combPoint[P]](order string, generator func() *comb[P], newPoint 
 		return nil, nil, err
 	}
 	n := new(big.Int).SetBytes(unhex(order))
-	combs := []*comb[P]{generator(), newComb(newPoint, p, n.BitLen())}
+	base, key := generator(), newComb(newPoint, p, n.BitLen())
 	return n, func(u1, u2 *big.Int) ([]byte, error) {
 		sum := newPoint()
-		for column := combs[0].block - 1; column >= 0; column-- {
-			sum.Double(sum)
-			combs[0].add(sum, u1, column)
-			combs[1].add(sum, u2, column)
-		}
+		addCombs(sum, base, u1, key, u2)
 		return sum.BytesX()
 	}, nil
 }

@@ -1,12 +1,15 @@
 package keyshare
 
 import (
+	"bytes"
 	"crypto/ecdsa"
+	"crypto/ed25519"
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/sha512"
 	"math/big"
+	"slices"
 	"testing"
 )
 
@@ -147,4 +150,97 @@ func BenchmarkECDSAVerifier(b *testing.B) {
 			}
 		})
 	}
+}
+
+// TestEd25519Verifier compares with Verify and crypto/ed25519: good signatures and bad ones, both modes, keys 1, 2
+// and L-1, where tables of key and generator meet.
+func TestEd25519Verifier(t *testing.T) {
+	t.Parallel()
+	last, _ := new(big.Int).SetString("1000000000000000000000000000000014def9dea2f79cd65812631a5cf5d3ec", 16) // L-1
+	scalars := []*Scalar{mustRandom(t, Ed25519), mustRandom(t, Ed25519), mustRandom(t, Ed25519)}
+	for _, n := range []*big.Int{big.NewInt(1), big.NewInt(2), last} {
+		octets := n.FillBytes(make([]byte, 32))
+		slices.Reverse(octets)
+		scalars = append(scalars, mustScalar(t, Ed25519, octets))
+	}
+	for _, s := range scalars {
+		public := s.Public()
+		key, err := NewCompositeSigningKey(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		v, err := NewEd25519Verifier(public)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, mode := range []Mode{ModePure, ModeMesh} {
+			for _, message := range [][]byte{nil, []byte("message"), make([]byte, 200)} {
+				compareEd25519(t, v, public, mode, message, mustSign(t, key, mode, message))
+			}
+		}
+	}
+	if _, err := NewEd25519Verifier(BasePoint(Ed448)); err == nil {
+		t.Error("tables for a key on another curve")
+	}
+	if _, err := NewEd25519Verifier(BasePoint(X25519)); err == nil {
+		t.Error("tables for a key on another curve")
+	}
+}
+
+func compareEd25519(t *testing.T, v *Ed25519Verifier, public *Point, mode Mode, message, signature []byte) {
+	t.Helper()
+	if !v.Verify(mode, message, signature) {
+		t.Errorf("a good signature by %x is refused", public.Bytes())
+	}
+	bad := [][]byte{nil, signature[:63], append(bytes.Clone(signature), 0), make([]byte, 64)}
+	for i := range signature {
+		changed := bytes.Clone(signature)
+		changed[i] ^= 0x10
+		bad = append(bad, changed)
+	}
+	for _, signature := range bad {
+		want := Verify(public, mode, message, signature)
+		if mode == ModePure && ed25519.Verify(public.Bytes(), message, signature) != want {
+			t.Errorf("%x: Verify and crypto/ed25519 differ", signature)
+		}
+		if got := v.Verify(mode, message, signature); got != want {
+			t.Errorf("%x: %v, want %v", signature, got, want)
+		}
+	}
+	if v.Verify(mode, append(bytes.Clone(message), 1), signature) {
+		t.Error("a signature of another message is taken")
+	}
+}
+
+func BenchmarkEd25519Verifier(b *testing.B) {
+	key, err := NewCompositeSigningKey(mustRandom(b, Ed25519))
+	if err != nil {
+		b.Fatal(err)
+	}
+	message := []byte("message")
+	signature := mustSign(b, key, ModePure, message)
+	v, err := NewEd25519Verifier(key.Public())
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Run("tables", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			v.Verify(ModePure, message, signature)
+		}
+	})
+	b.Run("crypto-ed25519", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			ed25519.Verify(key.Public().Bytes(), message, signature)
+		}
+	})
+	b.Run("making tables", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			if _, err := NewEd25519Verifier(key.Public()); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
 }
