@@ -204,16 +204,17 @@ func TestPIV(t *testing.T) {
 		}
 	})
 	t.Run("every bit", func(t *testing.T) {
-		for _, sign := range []func([]byte) []byte{signEC, nil} {
-			everyBit(t, c.answer(t, ch, pub, &ec.PublicKey, sign), func(document []byte) error {
-				a, err := attest.ParseAnswer(document)
-				if err != nil {
-					return err
-				}
-				_, err = attest.Verify(a, ch, s, attest.VerifyOptions{})
+		accept := func(document []byte) error {
+			a, err := attest.ParseAnswer(document)
+			if err != nil {
 				return err
-			})
+			}
+			_, err = attest.Verify(a, ch, s, attest.VerifyOptions{})
+			return err
 		}
+		everyBit(t, c.answer(t, ch, pub, &ec.PublicKey, signEC), "", accept)
+		// Without the key's own signature: the certificates hold as they do with it.
+		everyBit(t, c.answer(t, ch, pub, &ec.PublicKey, nil), `"Evidence"`, accept)
 	})
 	t.Run("refusals", func(t *testing.T) {
 		other := newCard(t)
