@@ -9,11 +9,11 @@ import (
 	"github.com/mesh-agent/mesh-agent/token"
 )
 
-// A handle is the magic, the serial number (4 octets, big endian), the slot, the index of the
-// public key (token.PublicKey.Index), and a hash over all this and what the key was made for.
+// A handle is the magic, the serial number (4 octets, big endian), the slot, an octet that is 1 if
+// the key was adopted, the index of the public key (token.PublicKey.Index), and a hash over all this and what the key was made for.
 const (
 	handleMagic = "PIV1"
-	headLen     = len(handleMagic) + 4 + 1 + sha256.Size
+	headLen     = len(handleMagic) + 4 + 1 + 1 + sha256.Size
 	handleLen   = headLen + sha256.Size
 )
 
@@ -21,6 +21,7 @@ const (
 type handle struct {
 	serial uint32
 	slot   applet.Slot
+	found  bool // adopted: other programs use the key, and Delete leaves it
 	index  [sha256.Size]byte
 	bound  [sha256.Size]byte
 }
@@ -28,7 +29,10 @@ type handle struct {
 func (h handle) encode() []byte {
 	b := append(make([]byte, 0, handleLen), handleMagic...)
 	b = binary.BigEndian.AppendUint32(b, h.serial)
-	b = append(b, byte(h.slot))
+	b = append(b, byte(h.slot), 0)
+	if h.found {
+		b[len(b)-1] = 1
+	}
 	b = append(b, h.index[:]...)
 	return append(b, h.bound[:]...)
 }
@@ -39,19 +43,19 @@ func decodeHandle(b []byte) (handle, error) {
 		return handle{}, fmt.Errorf("%w: not the handle of a PIV card", token.ErrCorrupt)
 	}
 	rest := b[len(handleMagic):]
-	h := handle{serial: binary.BigEndian.Uint32(rest), slot: applet.Slot(rest[4])}
-	copy(h.index[:], rest[5:])
+	h := handle{serial: binary.BigEndian.Uint32(rest), slot: applet.Slot(rest[4]), found: rest[5] == 1}
+	copy(h.index[:], rest[6:])
 	copy(h.bound[:], b[headLen:])
-	if !h.slot.Valid() {
+	if !h.slot.Valid() || rest[5] > 1 {
 		return handle{}, fmt.Errorf("%w: slot %v", token.ErrCorrupt, h.slot)
 	}
 	return h, nil
 }
 
-// newHandle returns the handle of a key. It is bound to the encoding of the public key too:
+// bind returns the handle of a key in a slot. It is bound to the encoding of the public key too:
 // the sign of an X25519 key is not in its index.
-func newHandle(serial uint32, slot applet.Slot, public token.PublicKey, use token.Use, associated []byte) handle {
-	h := handle{serial: serial, slot: slot, index: public.Index()}
+func (h handle) bind(public token.PublicKey, use token.Use, associated []byte) handle {
+	h.index = public.Index()
 	d := sha256.New()
 	d.Write(h.encode()[:headLen])
 	for _, part := range [][]byte{public.Octets, []byte(use), associated} {
@@ -71,7 +75,7 @@ func openHandle(serial uint32, req token.OpenRequest) (handle, error) {
 	if h.serial != serial {
 		return handle{}, fmt.Errorf("%w: of card %d", token.ErrCorrupt, h.serial)
 	}
-	if h != newHandle(serial, h.slot, req.Public, req.Use, req.Associated) {
+	if h != h.bind(req.Public, req.Use, req.Associated) {
 		return handle{}, fmt.Errorf("%w: not the key of the record", token.ErrCorrupt)
 	}
 	return h, nil

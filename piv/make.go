@@ -61,7 +61,7 @@ func (t *Token) Generate(ctx context.Context, req token.GenerateRequest) (token.
 		if err != nil {
 			return token.Created{}, err
 		}
-		return t.created(slot, public, req.Use, req.Associated, token.ProtectionToken), nil
+		return s.created(handle{slot: slot}, public, req.Use, req.Associated), nil
 	})
 }
 
@@ -71,9 +71,9 @@ func (s *session) change(slot applet.Slot) {
 	delete(s.seen.checked, slot)
 }
 
-func (t *Token) created(slot applet.Slot, public token.PublicKey, use token.Use, associated []byte, p token.Protection) token.Created {
-	h := newHandle(t.options.Serial, slot, public, use, associated)
-	return token.Created{Handle: h.encode(), Public: public, Protection: p}
+func (s *session) created(h handle, public token.PublicKey, use token.Use, associated []byte) token.Created {
+	h.serial = s.worker.token.options.Serial
+	return token.Created{Handle: h.bind(public, use, associated).encode(), Public: public, Protection: token.ProtectionToken}
 }
 
 // create runs f with the management key presented.
@@ -170,7 +170,7 @@ func (t *Token) Import(ctx context.Context, req token.ImportRequest) (token.Crea
 		if _, err := s.check(ctx, slot, m.public.Index()); err != nil {
 			return token.Created{}, fmt.Errorf("%w: %w", token.ErrFault, err)
 		}
-		return t.created(slot, m.public, req.Use, req.Associated, token.ProtectionToken), nil
+		return s.created(handle{slot: slot}, m.public, req.Use, req.Associated), nil
 	})
 }
 
@@ -248,11 +248,15 @@ func rsaMaterial(k *token.PrivateKey) (material, error) {
 }
 
 // Delete destroys a key. A card before firmware 5.7, which has no such command, gets
-// a key in its place that everybody knows and that counts as no key here.
+// a key in its place that everybody knows and that counts as no key here. A key that was adopted
+// is left as it is: other programs use it.
 func (t *Token) Delete(ctx context.Context, handle []byte) error {
 	h, err := decodeHandle(handle)
 	if err != nil || h.serial != t.options.Serial {
 		return fmt.Errorf("%s: delete key: %w: no handle of this card", Name(t.options.Serial), token.ErrNotFound)
+	}
+	if h.found {
+		return nil
 	}
 	_, err = t.create(ctx, "delete key", token.Auth{}, func(ctx context.Context, s *session) (token.Created, error) {
 		delete(s.seen.checked, h.slot)
@@ -307,6 +311,6 @@ func (t *Token) Adopt(ctx context.Context, req token.AdoptRequest) (token.Create
 		} else if seals {
 			return token.Created{}, fmt.Errorf("this key opens what the agent sealed, and does nothing else: %w", token.ErrUnsupported)
 		}
-		return t.created(slot, m.Public, req.Use, req.Associated, token.ProtectionToken), nil
+		return s.created(handle{slot: slot, found: true}, m.Public, req.Use, req.Associated), nil
 	})
 }

@@ -141,7 +141,9 @@ func TestOAEPRefuses(t *testing.T) {
 }
 
 func FuzzDecodeHandle(f *testing.F) {
-	h := newHandle(5700001, applet.SlotSignature, token.PublicKey{Algorithm: token.P256, Octets: []byte("x")}, token.UseSign, nil)
+	h := handle{serial: 5700001, slot: applet.SlotSignature}.bind(token.PublicKey{Algorithm: token.P256, Octets: []byte("x")}, token.UseSign, nil)
+	f.Add(h.encode())
+	h.found = true
 	f.Add(h.encode())
 	f.Add([]byte(handleMagic))
 	f.Fuzz(func(t *testing.T, b []byte) {

@@ -119,7 +119,7 @@ func (s *session) findSealKey(ctx context.Context, p token.PINPolicy) (token.Cre
 		return token.Created{}, err
 	}
 	wanted := m.Generated && m.Policy == sealPolicy(p) && m.Public.Algorithm == token.P256
-	if !wanted || h != newHandle(h.serial, h.slot, m.Public, token.UseSeal, nil) {
+	if !wanted || h != h.bind(m.Public, token.UseSeal, nil) {
 		return token.Created{}, none
 	}
 	return token.Created{Handle: h.encode(), Public: m.Public}, nil
@@ -145,7 +145,7 @@ func (s *session) makeSealKey(ctx context.Context, p token.PINPolicy) (token.Cre
 	if err != nil {
 		return token.Created{}, err
 	}
-	h := newHandle(s.worker.token.options.Serial, slot, public, token.UseSeal, nil)
+	h := handle{serial: s.worker.token.options.Serial, slot: slot}.bind(public, token.UseSeal, nil)
 	var note []byte
 	for _, t := range sealTags() {
 		if other, ok := keys[t.pin]; t.pin == p {
