@@ -3,9 +3,12 @@ package piv
 import (
 	"bytes"
 	"context"
+	"errors"
+	"fmt"
 	"math/rand/v2"
 	"os"
 	"os/exec"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -17,7 +20,8 @@ import (
 )
 
 // TestFailingCard opens the token a thousand times against a card that fails, while another
-// client uses a good one. No connection and no card handle is left behind.
+// client uses a good one, and another process the failing one: it is never kept out. No
+// connection and no card handle is left behind.
 func TestFailingCard(t *testing.T) {
 	t.Parallel()
 	b := newBench(t, pivtest.Config{}, Options{})
@@ -48,6 +52,29 @@ func TestFailingCard(t *testing.T) {
 			}
 		}
 	}()
+	tool := func() (string, error) {
+		c := exec.Command("yubico-piv-tool", "--verbose=1", "-r", "Failing", "-a", "status")
+		c.Env = []string{b.daemon.Env(), "PATH=" + os.Getenv("PATH")}
+		out, err := c.CombinedOutput()
+		return string(out), err
+	}
+	ended, process := make(chan struct{}), make(chan error, 1)
+	go func() {
+		defer close(process)
+		for {
+			select {
+			case <-ended:
+				return
+			default:
+			}
+			out, err := tool()
+			var exit *exec.ExitError
+			if err != nil && !errors.As(err, &exit) || strings.Contains(out, "8010000b") {
+				process <- fmt.Errorf("%w: %s", err, out)
+				return
+			}
+		}
+	}()
 	for range 1000 {
 		o := Options{Serial: 77, Socket: b.daemon.Socket}
 		x, err := Open(t.Context(), o)
@@ -64,6 +91,14 @@ func TestFailingCard(t *testing.T) {
 	close(stop)
 	if err := <-done; err != nil {
 		t.Errorf("the other user: %v", err)
+	}
+	close(ended)
+	if err := <-process; err != nil {
+		t.Errorf("the other process: %v", err)
+	}
+	bad.OnAPDU(nil)
+	if out, err := tool(); err != nil {
+		t.Errorf("the other process afterwards: %v\n%s", err, out)
 	}
 	b.idle(t)
 	for end := time.Now().Add(10 * time.Second); reader.Handles() > 0 || b.daemon.Clients() > 2; {
