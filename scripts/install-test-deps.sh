@@ -24,6 +24,8 @@ if [ "${1:-}" != demo ]; then
 	need softhsm2-util softhsm2
 	need certutil libnss3-tools # with libnss3
 	need pcscd pcscd
+	need pkg-config pkg-config
+	[ -e /usr/include/PCSC/winscard.h ] || missing="$missing libpcsclite-dev" # piv-go, in a benchmark
 	[ -e /usr/lib/pcsc/drivers/serial/libifdvpcd.so ] || missing="$missing vsmartcard-vpcd"
 	need pcsc_scan pcsc-tools
 	need opensc-tool opensc
