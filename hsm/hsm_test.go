@@ -4,25 +4,34 @@ import (
 	"fmt"
 	"os"
 	"testing"
-	"time"
 
 	"github.com/mesh-agent/mesh-agent/hsm/hsmtest"
 	"github.com/mesh-agent/mesh-agent/token"
 	"github.com/mesh-agent/mesh-agent/token/tokentest"
 )
 
-// helperArgument makes the test binary the helper process.
-const helperArgument = "pkcs11-helper-of-the-tests"
+// What the test binary is called with to be the helper process, or a client for benchmarks.
+const (
+	helperArgument = "pkcs11-helper-of-the-tests"
+	clientArgument = "client-of-the-benchmarks"
+)
 
 func TestMain(m *testing.M) {
-	if len(os.Args) == 2 && os.Args[1] == helperArgument {
-		if err := ServeModule(); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
-		}
-		os.Exit(0)
+	switch args := os.Args[1:]; {
+	case len(args) == 1 && args[0] == helperArgument:
+		exit(ServeModule())
+	case len(args) == 5 && args[0] == clientArgument:
+		exit(signAsClient(args[1], args[2], args[3], args[4]))
 	}
 	os.Exit(m.Run())
+}
+
+func exit(err error) {
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	os.Exit(0)
 }
 
 // newTestModule returns a module that is closed with the test.
@@ -106,5 +115,3 @@ func TestContractNSS(t *testing.T) {
 	t.Parallel()
 	contract(t, hsmtest.NSS(t))
 }
-
-var _ = time.Second
