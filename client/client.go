@@ -189,17 +189,20 @@ func appendFrame(dst, json []byte) []byte {
 	return append(dst, json...)
 }
 
+// readFrame reads a frame. A client has one request under way, so nothing may follow it.
 func readFrame(r io.Reader) ([]byte, error) {
-	var length [4]byte
-	if _, err := io.ReadFull(r, length[:]); err != nil {
+	var first [1 << 10]byte // most replies as a whole: one read takes them
+	got, err := io.ReadAtLeast(r, first[:], 4)
+	if err != nil {
 		return nil, unexpected(err)
 	}
-	n := binary.BigEndian.Uint32(length[:])
-	if n == 0 || n > maxFrame {
+	defer clear(first[:got])
+	n := int(binary.BigEndian.Uint32(first[:]))
+	if n == 0 || n > maxFrame || got-4 > n {
 		return nil, fmt.Errorf("%w: frame of %d octets", ErrProtocol, n)
 	}
 	frame := make([]byte, n)
-	if _, err := io.ReadFull(r, frame); err != nil {
+	if _, err := io.ReadFull(r, frame[copy(frame, first[4:got]):]); err != nil {
 		return nil, unexpected(err)
 	}
 	return frame, nil
