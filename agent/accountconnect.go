@@ -187,10 +187,10 @@ func encryptionKey(entry *device.CatalogedDevice, a *administered) (strictjson.V
 }
 
 // approve wants to know that the request is that of the device which the administrator means:
-// by a PIN, which is then used up, by the witness, or by the device's name.
+// by the device's name or the witness, all that is given of them, or else by a PIN, which is then
+// used up.
 func (r *request) approve(ctx context.Context, a *administered, ask *device.RequestConnection, req mesh.AccountConnectRequest) error {
-	switch {
-	case req.Device != "":
+	if req.Device != "" {
 		name, err := checkName("Device", req.Device)
 		if err != nil {
 			return err
@@ -198,14 +198,15 @@ func (r *request) approve(ctx context.Context, a *administered, ask *device.Requ
 		if !ask.Profile.Is(name) {
 			return &failure{statusForbidden, "policy: the request is that of device " + ask.Profile.Name()}
 		}
-		return nil
-	case req.Witness != "":
-		for _, n := range a.Acknowledged {
-			if n.MessageID == ask.MessageID && sameWitness(req.Witness, ask.Witness(a.profile, n.Nonce)) {
-				return nil
-			}
-		}
+	}
+	if req.Witness != "" && !slices.ContainsFunc(a.Acknowledged, func(n devicestate.Nonce) bool {
+		return n.MessageID == ask.MessageID && sameWitness(req.Witness, ask.Witness(a.profile, n.Nonce))
+	}) {
 		return &failure{statusForbidden, "policy: the witness is not that of this request"}
+	}
+	switch {
+	case req.Device != "" || req.Witness != "":
+		return nil
 	case ask.PinID == "":
 		return &failure{statusForbidden, "policy: the request proves no PIN; compare the witness, or the device's UDF"}
 	}

@@ -1,17 +1,21 @@
 package agent
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/mesh-agent/mesh-agent/internal/devicestate"
+	"github.com/mesh-agent/mesh-agent/internal/keyring"
 	"github.com/mesh-agent/mesh-agent/internal/strictjson"
+	"github.com/mesh-agent/mesh-agent/keyshare"
 	"github.com/mesh-agent/mesh-agent/mesh"
 	"github.com/mesh-agent/mesh-agent/mesh/device"
 	"github.com/mesh-agent/mesh-agent/token"
@@ -98,7 +102,7 @@ func catalogError(err error) error {
 	case errors.Is(err, mesh.ErrNotRecipient):
 		return malformed("Catalog", "it is not encrypted to this device")
 	case errors.Is(err, token.ErrDecrypt):
-		return malformed("Catalog", "decryption failed")
+		return malformed("Catalog", "decryption failed, or it is no answer to a request for connection")
 	case errors.Is(err, device.ErrCatalog):
 		return malformed("Catalog", "%v", err)
 	}
@@ -185,7 +189,9 @@ func (r *request) activate(ctx context.Context, id *identity, a activation) ([]b
 		return nil, &failure{statusState, "Confirm: it is another connection than the one in use, and nothing in it says which is newer: no version and no date is signed"}
 	}
 	m := &maker{r: r, home: id.Home}
-	refused, inside, err := r.install(ctx, m, a)
+	inside := a.insideDigests()
+	r.keepInside(inside) // before there is a key that opens them
+	refused, err := r.install(ctx, m, a)
 	if err != nil {
 		return nil, errors.Join(err, m.undo(ctx))
 	}
@@ -258,7 +264,11 @@ func keep(next, old *devicestate.Membership) {
 			next.Keys = append(next.Keys, devicestate.Key{Name: superseded + bare, Udf: k.Udf, Own: k.Own})
 		}
 	}
-	next.Inside = append(next.Inside, old.Inside...)
+	for _, digest := range old.Inside {
+		if !slices.ContainsFunc(next.Inside, func(d mesh.Binary) bool { return bytes.Equal(d, digest) }) {
+			next.Inside = append(next.Inside, digest)
+		}
+	}
 }
 
 // leftOver are the keys of before that are not among those of now.
@@ -278,27 +288,39 @@ var (
 	}
 )
 
+// keepInside adds to what is opened inside only.
+func (a *Agent) keepInside(digests []mesh.Binary) {
+	next := make(map[string]bool)
+	if known := a.inside.Load(); known != nil {
+		maps.Copy(next, *known)
+	}
+	for _, d := range digests {
+		next[string(d)] = true
+	}
+	a.inside.Store(&next)
+}
+
 // install makes the combined keys, the account's keys and those of applications. It returns
-// what was refused and the digests of what may be opened inside only.
-func (r *request) install(ctx context.Context, m *maker, a activation) (refused []string, inside []mesh.Binary, err error) {
+// what was refused.
+func (r *request) install(ctx context.Context, m *maker, a activation) (refused []string, err error) {
 	label := cmp.Or(a.member.Account.Address, a.member.Account.Name())
 	for _, c := range a.member.Contributions {
 		note, err := r.combine(ctx, m, a.member.Device.Base(c.Operation), c, label)
 		if err != nil {
-			return nil, nil, err
+			return nil, err
 		}
 		refused = append(refused, note...)
 	}
 	notes, err := r.installAccount(ctx, m, a.member, label)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	refused = append(refused, notes...)
 	notes, err = r.installApplications(ctx, m, a, label)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	return append(refused, notes...), a.insideDigests(), nil
+	return append(refused, notes...), nil
 }
 
 // combine makes one combined key, unless it is there from the same activation.
@@ -317,14 +339,23 @@ func (r *request) combine(ctx context.Context, m *maker, base token.PublicKey, c
 
 // insideDigests are those of all that is encrypted for the agent itself.
 func (a activation) insideDigests() []mesh.Binary {
+	algorithm := a.member.Device.Encryption.Algorithm
+	curve, ok := mesh.CurveOf(algorithm)
+	if !ok {
+		return nil
+	}
 	var out []mesh.Binary
 	add := func(e *mesh.Envelope) {
 		if e == nil {
 			return
 		}
 		for _, to := range e.Header.Recipients {
-			if p := to.EphemeralKey.PublicKeyECDH; p != nil {
-				out = append(out, insideDigest(p.Public))
+			p := to.EphemeralKey.PublicKeyECDH
+			if p == nil || p.Curve != curve.String() {
+				continue
+			}
+			if point, err := keyshare.ParsePoint(curve, p.Public); err == nil {
+				out = append(out, insideDigest(algorithm, point))
 			}
 		}
 	}
@@ -337,19 +368,28 @@ func (a activation) insideDigests() []mesh.Binary {
 	return out
 }
 
-// insideDigest names an ephemeral key, with or without its sign: what both wrap is the same.
-func insideDigest(public []byte) mesh.Binary {
-	if n := len(public); n == 33 || n == 57 {
-		public = public[:n-1]
-	}
-	digest := sha256.Sum256(public)
+// insideDigest names an ephemeral key, however it is written and with either sign: what its opposite
+// wraps is the same.
+func insideDigest(a token.Algorithm, p *keyshare.Point) mesh.Binary {
+	digest := sha256.Sum256([]byte(indexOf(a, p)))
 	return digest[:]
 }
 
-// keptInside reports whether an ephemeral key is that of an activation.
-func (a *Agent) keptInside(p mesh.PublicParameters) bool {
-	known := a.inside.Load()
-	return known != nil && p.PublicKeyECDH != nil && (*known)[string(insideDigest(p.PublicKeyECDH.Public))]
+// mayUnwrap reports whether a key may open a recipient entry for a client: not that of an activation
+// that the agent has seen. A device's combined key, one of whose parts is the base key of use seal,
+// opens nothing if the agent does not know which these are, and nothing with points of others
+// added, by which the ephemeral key of an activation could be disguised.
+func (a *Agent) mayUnwrap(key *keyring.Entry, ephemeral *keyshare.Point, partials []*keyshare.Point) error {
+	combined := slices.ContainsFunc(key.Parts(), func(p keyring.Part) bool { return p.Use == token.UseSeal })
+	switch known := a.inside.Load(); {
+	case known != nil && (*known)[string(insideDigest(key.Algorithm, ephemeral))]:
+		return forbidden("use", "the entry is that of an activation, which opens inside the agent only")
+	case known == nil && combined:
+		return forbidden("use", "the record of the device's activations cannot be read, and none of them must be opened")
+	case len(partials) != 0 && combined:
+		return forbidden("use", "the combined key of a device is no share: Partials are refused")
+	}
+	return nil
 }
 
 // accountUses are the uses and tags of an account's keys on a device.

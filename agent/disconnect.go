@@ -34,8 +34,12 @@ func (r *request) revoked(ctx context.Context, id *identity, e *mesh.Envelope) (
 			return nil, err
 		}
 		named, err := device.VerifyRevocation(e, account, id.profile)
-		if err != nil {
+		switch {
+		case err != nil:
 			lastErr = &failure{statusForbidden, fmt.Sprintf("policy: %v", err)}
+			continue
+		case m.History.AllSuperseded(named):
+			lastErr = &failure{statusState, "Catalog: a revocation of a connection that was replaced or ended before"}
 			continue
 		}
 		return r.end(ctx, id, m, named)

@@ -475,11 +475,11 @@ func points(key *keyring.Entry, given []mesh.PublicParameters) ([]*keyshare.Poin
 // caller wipes the seed.
 func (r *request) unwrap(ctx context.Context, key grant, op mesh.OperationDecrypt, partials []*keyshare.Point) ([]byte, error) {
 	to := op.Recipient
-	if r.keptInside(to.EphemeralKey) {
-		return nil, forbidden("use", "the entry is that of an activation, which opens inside the agent only")
-	}
 	ephemeral, err := point(key.Entry, "Recipient", to.EphemeralKey)
 	if err != nil {
+		return nil, err
+	}
+	if err := r.mayUnwrap(key.Entry, ephemeral, partials); err != nil {
 		return nil, err
 	}
 	auth, err := key.auth(op.PIN)

@@ -46,13 +46,14 @@ type Part struct {
 	Protection token.Protection
 	Public     token.PublicKey
 	Imported   bool
+	Use        token.Use // that of the key, or of this part alone
 }
 
 // Parts returns the parts of the key: one, or several if it is a composite.
 func (e *Entry) Parts() []Part {
 	out := make([]Part, len(e.slot.parts))
 	for i, p := range e.slot.parts {
-		out[i] = Part{Token: p.tokenName, Protection: p.protection, Public: p.public, Imported: p.imported}
+		out[i] = Part{Token: p.tokenName, Protection: p.protection, Public: p.public, Imported: p.imported, Use: p.use}
 	}
 	return out
 }

@@ -103,7 +103,9 @@ func ParseApplicationActivation(plaintext []byte, g mesh.Generation) (*Applicati
 }
 
 // Open decrypts the entry with the device's combined key for encryption. The caller wipes
-// the result. The errors are those of mesh.Envelope.Decrypt and ErrActivation.
+// the result. The errors are those of mesh.Envelope.Decrypt, and ErrActivation for an empty entry:
+// nobody signs entries, so that a plaintext that does not parse is token.ErrDecrypt, as with
+// OpenRespondConnection.
 func (a *ApplicationEntry) Open(ctx context.Context, combined mesh.Agreer, g mesh.Generation) (*ApplicationActivation, error) {
 	if a.Envelope == nil {
 		return nil, fmt.Errorf("%w: %.32q is empty", ErrActivation, a.Tag)
@@ -113,7 +115,11 @@ func (a *ApplicationEntry) Open(ctx context.Context, combined mesh.Agreer, g mes
 		return nil, err
 	}
 	defer clear(plaintext)
-	return ParseApplicationActivation(plaintext, g)
+	opened, err := ParseApplicationActivation(plaintext, g)
+	if err != nil {
+		return nil, token.ErrDecrypt
+	}
+	return opened, nil
 }
 
 // TagCatalogedApplicationSSH is the tag of CatalogedApplicationSSH.

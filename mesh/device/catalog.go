@@ -7,6 +7,7 @@ import (
 
 	"github.com/mesh-agent/mesh-agent/internal/strictjson"
 	"github.com/mesh-agent/mesh-agent/mesh"
+	"github.com/mesh-agent/mesh-agent/token"
 )
 
 // The tags of what arrives at a device.
@@ -189,7 +190,9 @@ func (r *RespondConnection) accepted() error {
 
 // OpenRespondConnection decrypts an answer with the device's base key for encryption. It is
 // one to the message whose ResponseID it bears; the caller compares, and takes one answer
-// only. An answer that rejects is ErrRejected.
+// only. An answer that rejects is ErrRejected. Nobody signs an answer, and its encryption does not
+// protect integrity: that it does not parse is token.ErrDecrypt as well, so that who alters it
+// learns nothing about the plaintext of whatever was encrypted to the key.
 func OpenRespondConnection(ctx context.Context, e *mesh.Envelope, base mesh.Agreer) (*RespondConnection, error) {
 	plaintext, err := e.Decrypt(ctx, base)
 	if err != nil {
@@ -197,15 +200,12 @@ func OpenRespondConnection(ctx context.Context, e *mesh.Envelope, base mesh.Agre
 	}
 	defer clear(plaintext)
 	tagged, err := mesh.DecodeBody(plaintext)
-	if err != nil {
-		return nil, fmt.Errorf("parse RespondConnection: %w", err)
-	}
-	if tagged.Tag != TagRespondConnection {
-		return nil, fmt.Errorf("parse RespondConnection: it is a %.32q", tagged.Tag)
+	if err != nil || tagged.Tag != TagRespondConnection {
+		return nil, token.ErrDecrypt
 	}
 	r, err := readRespond(tagged.Body)
 	if err != nil {
-		return nil, err
+		return nil, token.ErrDecrypt
 	}
 	return r, r.accepted()
 }

@@ -139,6 +139,12 @@ func (h *History) Adopt(c *CatalogedDevice, f *Frame) *History {
 	return next
 }
 
+// AllSuperseded reports whether all that a revocation names was replaced before: then it is an
+// old one, and not about the connection in use. One of a connection that never arrived counts.
+func (h *History) AllSuperseded(named []mesh.Binary) bool {
+	return !slices.ContainsFunc(named, func(d mesh.Binary) bool { return !has(h.Superseded, d) })
+}
+
 // Revoke returns the history after the device was disconnected: nothing is in use, and all that
 // was, and what a revocation names beside, is superseded. The account's profile, if it is given, stays: with it the
 // device may be connected again.

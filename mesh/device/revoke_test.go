@@ -68,3 +68,24 @@ func TestRevocationRefused(t *testing.T) {
 		}
 	})
 }
+
+// TestOldRevocation has one that was replayed, and one of a connection that never arrived.
+func TestOldRevocation(t *testing.T) {
+	t.Parallel()
+	a, d := newAccount(t, mesh.G1), newDevice(t, mesh.G1, nil)
+	first, second, third := a.connect(t, d, Rights{}), a.connect(t, d, Rights{}), a.connect(t, d, Rights{})
+	h := (&History{}).Adopt(first, nil).Adopt(second, nil)
+	for name, c := range map[string]struct {
+		named []mesh.Binary
+		old   bool
+	}{
+		"replaced":      {first.connectionDigests(), true},
+		"in use":        {second.connectionDigests(), false},
+		"never arrived": {third.connectionDigests(), false},
+		"of nothing":    {nil, true},
+	} {
+		if got := h.AllSuperseded(c.named); got != c.old {
+			t.Errorf("%s: %t, want %t", name, got, c.old)
+		}
+	}
+}

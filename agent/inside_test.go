@@ -1,0 +1,220 @@
+package agent
+
+import (
+	"crypto/rand"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/mesh-agent/mesh-agent/internal/devicestate"
+	"github.com/mesh-agent/mesh-agent/internal/strictjson"
+	"github.com/mesh-agent/mesh-agent/keyshare"
+	"github.com/mesh-agent/mesh-agent/mesh"
+	"github.com/mesh-agent/mesh-agent/mesh/device"
+	"github.com/mesh-agent/mesh-agent/token"
+)
+
+// connected is an agent whose device is connected.
+type connected struct {
+	agent   *Agent
+	device  *mesh.DeviceInfo
+	account *testAccount
+	entry   *device.CatalogedDevice
+	profile *device.ProfileDevice
+	key     token.PublicKey // DeviceEncryption
+	udf     string
+}
+
+func connectDevice(t *testing.T) *connected {
+	t.Helper()
+	x := &connected{agent: newDeviceAgent(t), account: newTestAccount(t, mesh.G1)}
+	x.device = initDevice(t, x.agent, mesh.DeviceInitRequest{})
+	approve(t, x.agent, x.account.Account.Name())
+	x.entry = x.account.connect(t, x.device)
+	r := activate(t, x.agent, x.entry)
+	if r.Status != mesh.StatusOK {
+		t.Fatalf("activate: %d %s", r.Status, r.StatusDescription)
+	}
+	x.udf = keyNamed(t, r.Account.Keys, "DeviceEncryption").Udf
+	e, err := x.agent.ring.Snapshot().Find(x.udf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	x.key = e.Public
+	envelope, err := mesh.ParseEnvelope(x.device.Profile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if x.profile, err = device.ParseProfileDevice(envelope, x.account.Now); err != nil {
+		t.Fatal(err)
+	}
+	return x
+}
+
+// decrypt asks for the seed of an entry.
+func (x *connected) decrypt(t *testing.T, r mesh.Recipient, partials ...mesh.PublicParameters) result {
+	t.Helper()
+	op, err := strictjson.NewTagged(mesh.TagOperationDecrypt, mesh.OperationDecrypt{
+		KeyId: x.udf, Recipient: mesh.DecryptRecipient{EphemeralKey: r.EphemeralKey, WrappedKey: r.WrappedKey}, Partials: partials,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := strictjson.Marshal(op)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got result
+	if err := operateResult(t, x.agent, string(text)).Decode(&got); err != nil {
+		t.Logf("decode: %v", err) // a seed, which result does not have
+		return result{Status: mesh.StatusOK}
+	}
+	return got
+}
+
+// TestActivationInDisguise adds a point to the ephemeral key of an activation and takes away what
+// the addition does to the agreement by Partials.
+func TestActivationInDisguise(t *testing.T) {
+	t.Parallel()
+	x := connectDevice(t)
+	to := x.entry.Activations[1].Header.Recipients[0]
+	point := func(octets []byte) *keyshare.Point {
+		p, err := keyshare.ParsePoint(keyshare.X448, octets)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}
+	one, err := keyshare.RandomScalar(keyshare.X448, rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	disguised, err := keyshare.Combine(point(to.EphemeralKey.PublicKeyECDH.Public), one.Public())
+	if err != nil {
+		t.Fatal(err)
+	}
+	correction, err := keyshare.Agree(one, point(x.key.Octets))
+	if err != nil {
+		t.Fatal(err)
+	}
+	parameters := func(p *keyshare.Point) mesh.PublicParameters {
+		return mesh.Parameters(token.PublicKey{Algorithm: token.X448, Octets: p.Bytes()})
+	}
+	to.EphemeralKey = parameters(disguised)
+	if got := x.decrypt(t, to, parameters(correction.Negate())); got.Status != statusForbidden || !strings.HasPrefix(got.Error, "use:") {
+		t.Errorf("disguised activation: %+v", got)
+	}
+	to = x.entry.Activations[1].Header.Recipients[0]
+	to.EphemeralKey = parameters(point(to.EphemeralKey.PublicKeyECDH.Public).Negate())
+	if got := x.decrypt(t, to); got.Status != statusForbidden {
+		t.Errorf("opposite ephemeral key: %+v", got)
+	}
+}
+
+// TestOppositesAreTheSame has an ephemeral key in all its forms.
+func TestOppositesAreTheSame(t *testing.T) {
+	t.Parallel()
+	for a, curve := range map[token.Algorithm]keyshare.Curve{
+		token.X448: keyshare.X448, token.X25519: keyshare.X25519, token.P256: keyshare.P256, token.P521: keyshare.P521,
+	} {
+		s, err := keyshare.RandomScalar(curve, rand.Reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if p := s.Public(); string(insideDigest(a, p)) != string(insideDigest(a, p.Negate())) {
+			t.Errorf("%s: a point and its opposite have different digests", a)
+		}
+	}
+}
+
+// TestNoRecordNoDecryption has an agent that cannot know what is an activation.
+func TestNoRecordNoDecryption(t *testing.T) {
+	t.Parallel()
+	x := connectDevice(t)
+	letter, err := mesh.Encrypt(rand.Reader, []byte("hello"), "", x.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := x.decrypt(t, letter.Header.Recipients[0]); got.Status != mesh.StatusOK {
+		t.Errorf("with the record: %+v", got)
+	}
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "device.json"), []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	folder, err := devicestate.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer folder.Close()
+	config := x.agent.config
+	config.Device = folder
+	x.agent = New(config)
+	for _, r := range []mesh.Recipient{letter.Header.Recipients[0], x.entry.Activations[1].Header.Recipients[0]} {
+		if got := x.decrypt(t, r); got.Status != statusForbidden || !strings.Contains(got.Error, "cannot be read") {
+			t.Errorf("without the record: %+v", got)
+		}
+	}
+}
+
+// TestAnswersAreNoOracle alters what was encrypted to the base key and not signed: bad padding and
+// a plaintext that is something else look the same.
+func TestAnswersAreNoOracle(t *testing.T) {
+	t.Parallel()
+	x := connectDevice(t)
+	var said []string
+	for _, plaintext := range []string{"", "something else", `{"ActivationAccount":{}}`, `{"RespondConnection":[]}`, `{"RespondConnection":{"CatalogedDevice":{"DeviceUdf":1}}}`} {
+		e, err := mesh.Encrypt(rand.Reader, []byte(plaintext), "", x.profile.Encryption)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 2 {
+			text, err := e.Marshal()
+			if err != nil {
+				t.Fatal(err)
+			}
+			var r mesh.DeviceActivateResponse
+			ask(t, x.agent, mesh.TagDeviceActivateRequest, mesh.DeviceActivateRequest{Catalog: text}, mesh.TagDeviceActivateResponse, &r)
+			said = append(said, r.StatusDescription)
+			e.Trailer = nil
+			e.Body[len(e.Body)-1] ^= 1 // and now the padding is bad, but for one in 256
+		}
+	}
+	for _, s := range said {
+		if s != said[0] || !strings.Contains(s, "decryption failed") {
+			t.Errorf("said %q and %q", said[0], s)
+		}
+	}
+}
+
+// TestRevocationIsNotReplayed connects a device again after its revocation.
+func TestRevocationIsNotReplayed(t *testing.T) {
+	t.Parallel()
+	x := connectDevice(t)
+	revocation, err := x.account.Revoke(t.Context(), x.entry)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := revocation.Marshal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	revoke := func(want int) {
+		t.Helper()
+		var r mesh.DeviceActivateResponse
+		ask(t, x.agent, mesh.TagDeviceActivateRequest, mesh.DeviceActivateRequest{Catalog: text, Update: true}, mesh.TagDeviceActivateResponse, &r)
+		if r.Status != want {
+			t.Errorf("revocation: %d %s, want %d", r.Status, r.StatusDescription, want)
+		}
+	}
+	revoke(mesh.StatusOK)
+	approve(t, x.agent, x.account.Account.Name())
+	if r := activate(t, x.agent, x.entry); r.Status != statusState {
+		t.Errorf("revoked entry: %d %s", r.Status, r.StatusDescription)
+	}
+	if r := activate(t, x.agent, x.account.connect(t, x.device)); r.Status != mesh.StatusOK {
+		t.Errorf("new entry: %d %s", r.Status, r.StatusDescription)
+	}
+	revoke(statusState)
+}
