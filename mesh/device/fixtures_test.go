@@ -456,3 +456,23 @@ func escrowedSeed(t *testing.T, generation string) *mesh.Seed {
 	}](t, map[string]string{"g1": "account-escrow-g1-286d44f56.json", "g2": "account-escrow-g2-release_1.0.2.json"}[generation])
 	return must(mesh.ParseSeed(f.Expect.Seed))
 }
+
+// In the first days of October 2024 RootUdfs lacked the digest's last octet.
+func TestShortRootUdfs(t *testing.T) {
+	t.Parallel()
+	for _, name := range fixtures(t, "short-roots-*.json", 1) {
+		f := load[struct {
+			Input struct {
+				Envelope json.RawMessage
+			}
+			Expect struct {
+				Udf string `json:"profile_udf"`
+			}
+		}](t, name)
+		p, err := ParseProfileDevice(must(mesh.ParseEnvelope(f.Input.Envelope)), now)
+		if err != nil {
+			t.Fatal(err)
+		}
+		same(t, "name", p.Name(), f.Expect.Udf)
+	}
+}

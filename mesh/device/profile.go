@@ -230,7 +230,7 @@ func (r *profileReader) rootsG2() error {
 	r.base.Generation = mesh.G2
 	e := r.base.Envelope
 	for _, root := range r.wire.RootUdfs {
-		if len(root) != rootLen {
+		if len(root) != rootLen && len(root) != rootShort {
 			return fmt.Errorf("RootUdfs has one of %d octets, not %d", len(root), rootLen)
 		}
 	}
@@ -243,7 +243,7 @@ func (r *profileReader) rootsG2() error {
 		if err != nil {
 			return err
 		}
-		if !slices.ContainsFunc(r.wire.RootUdfs, func(root mesh.Binary) bool { return bytes.Equal(root, udf) }) {
+		if !slices.ContainsFunc(r.wire.RootUdfs, func(root mesh.Binary) bool { return bytes.HasPrefix(udf, root) }) {
 			return fmt.Errorf("RootUdfs does not name who signed: %w", mesh.ErrSigner)
 		}
 	}
@@ -254,8 +254,12 @@ func (r *profileReader) rootsG2() error {
 	return nil
 }
 
-// rootLen is the length of an element of RootUdfs: type octet and digest.
-const rootLen = 65
+// The length of an element of RootUdfs: type octet and digest. In the first days of October 2024
+// the reference code left out the digest's last octet.
+const (
+	rootLen   = 65
+	rootShort = 64
+)
 
 // rootsUDF is the name of a G2 profile: a content digest of the list of roots, each after its
 // length, behind a type octet that is there twice.
