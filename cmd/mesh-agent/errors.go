@@ -95,5 +95,5 @@ var adviceForStatus = map[int]string{
 	429: "try again in a moment",
 	500: "the agent's log has the incident of this number",
 	501: "see what the token can do: mesh-agent token list",
-	503: "see whether the token is plugged in and answers: mesh-agent status",
+	503: "see what is wrong with the token, and how to mend it: mesh-agent doctor",
 }
