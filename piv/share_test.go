@@ -50,6 +50,7 @@ func TestFailingCard(t *testing.T) {
 				done <- err
 				return
 			}
+			time.Sleep(5 * time.Millisecond)
 		}
 	}()
 	tool := func() (string, error) {
@@ -73,6 +74,7 @@ func TestFailingCard(t *testing.T) {
 				process <- fmt.Errorf("%w: %s", err, out)
 				return
 			}
+			time.Sleep(20 * time.Millisecond)
 		}
 	}()
 	for range 1000 {
@@ -272,7 +274,7 @@ func TestMutatedResponses(t *testing.T) {
 		answer := card(apdu)
 		mu.Lock()
 		defer mu.Unlock()
-		if rnd.IntN(3) > 0 {
+		if rnd.IntN(2) > 0 {
 			return answer
 		}
 		count.Add(1)
