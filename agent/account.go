@@ -265,7 +265,7 @@ func (r *request) adoptAccount(ctx context.Context, home devicestate.Home, seed 
 	m := &maker{r: r, home: home}
 	a, err := r.makeAccount(ctx, m, seed, profile)
 	if err == nil {
-		err = r.config.Device.PutAccount(a)
+		err = r.putAccount(ctx, a)
 	}
 	if err != nil {
 		return nil, errors.Join(err, m.undo(ctx))

@@ -58,7 +58,7 @@ func (r *request) accountPIN(ctx context.Context, body strictjson.Value) ([]byte
 	a.PINs = slices.DeleteFunc(a.PINs, func(p devicestate.PIN) bool { return time.Now().After(p.Expires) })
 	a.PINs = append(a.PINs, devicestate.PIN{ID: id, Text: text, Expires: time.Now().Add(time.Duration(req.Hours) * time.Hour).UTC().Truncate(time.Second)})
 	a.PINs = last(a.PINs, maxPINs)
-	if err := r.config.Device.PutAccount(a.Account); err != nil {
+	if err := r.putAccount(ctx, a.Account); err != nil {
 		return nil, err
 	}
 	return strictjson.Marshal(mesh.AccountPINResponse{Reply: accepted, PIN: []byte(pin), Account: mesh.AccountName{Udf: a.Udf, Address: a.Address}})
@@ -98,7 +98,7 @@ func (r *request) accountAcknowledge(ctx context.Context, body strictjson.Value)
 		return nil, err
 	}
 	a.Acknowledged = last(append(a.Acknowledged, devicestate.Nonce{MessageID: ask.MessageID, Nonce: acknowledged.ServerNonce}), maxNonces)
-	if err := r.config.Device.PutAccount(a.Account); err != nil {
+	if err := r.putAccount(ctx, a.Account); err != nil {
 		return nil, err
 	}
 	return strictjson.Marshal(mesh.AccountAcknowledgeResponse{
@@ -158,7 +158,7 @@ func (r *request) accountConnect(ctx context.Context, body strictjson.Value) ([]
 	made := devicestate.Connected{Udf: ask.Profile.Name(), Roles: req.Roles, Entry: text, Encryption: encryption}
 	a.Devices = append(slices.DeleteFunc(a.Devices, func(d devicestate.Connected) bool { return d.Udf == made.Udf }), made)
 	a.Answered = last(append(a.Answered, ask.MessageID), maxAnswered)
-	if err := r.config.Device.PutAccount(a.Account); err != nil {
+	if err := r.putAccount(ctx, a.Account); err != nil {
 		return nil, err
 	}
 	return strictjson.Marshal(mesh.AccountConnectResponse{Reply: accepted, Response: response, CatalogedDevice: text})
@@ -227,7 +227,7 @@ func (r *request) redeem(ctx context.Context, a *administered, ask *device.Reque
 	}
 	defer clear(pin)
 	a.PINs = slices.Delete(a.PINs, i, i+1)
-	if err := r.config.Device.PutAccount(a.Account); err != nil {
+	if err := r.putAccount(ctx, a.Account); err != nil {
 		return err
 	}
 	if err := ask.CheckPIN(string(pin), a.Address); err != nil {
@@ -331,5 +331,5 @@ func (r *request) revoke(ctx context.Context, a *administered, d *devicestate.Co
 		return err
 	}
 	d.Revoked = true
-	return r.config.Device.PutAccount(a.Account)
+	return r.putAccount(ctx, a.Account)
 }

@@ -214,7 +214,7 @@ func (r *request) activate(ctx context.Context, id *identity, a activation) ([]b
 	if a.request >= 0 {
 		id.Requests = slices.Delete(id.Requests, a.request, a.request+1)
 	}
-	if err := r.save(id); err != nil {
+	if err := r.save(ctx, id); err != nil {
 		return nil, errors.Join(err, m.undo(ctx))
 	}
 	if err := r.deleteKeys(ctx, obsolete); err != nil {

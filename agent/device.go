@@ -46,6 +46,9 @@ func (r *request) beginDevice(ctx context.Context, tag string, body strictjson.V
 	if r.config.Device == nil {
 		return nil, &failure{statusUnsupported, "this agent keeps no Mesh identity"}
 	}
+	if err := r.ring.CheckRollback(ctx, r.manageGate); err != nil {
+		return nil, err
+	}
 	select {
 	case r.deviceTurn <- struct{}{}:
 		return func() { <-r.deviceTurn }, nil
@@ -83,12 +86,30 @@ func (r *request) identity() (*identity, error) {
 }
 
 // save writes the device's record and what follows from it.
-func (r *request) save(id *identity) error {
-	if err := r.config.Device.PutDevice(id.Device); err != nil {
+func (r *request) save(ctx context.Context, id *identity) error {
+	change, err := r.config.Device.PutDevice(id.Device)
+	if err != nil {
+		return err
+	}
+	if err := r.change(ctx, change); err != nil {
 		return err
 	}
 	r.inside.Store(insideOf(id.Device))
 	return nil
+}
+
+// change makes a change of the record of the device or an account, under the guard against rollback.
+func (r *request) change(ctx context.Context, c *devicestate.Change) error {
+	return r.ring.ChangeCompanion(ctx, r.manageGate, c.After, c.Do)
+}
+
+// putAccount writes an account's record.
+func (r *request) putAccount(ctx context.Context, a *devicestate.Account) error {
+	change, err := r.config.Device.PutAccount(a)
+	if err != nil {
+		return err
+	}
+	return r.change(ctx, change)
 }
 
 // deviceInit answers DeviceInitRequest.
@@ -113,7 +134,7 @@ func (r *request) deviceInit(ctx context.Context, body strictjson.Value) ([]byte
 	defer b.seed.Wipe()
 	id, err := b.make(ctx)
 	if err == nil {
-		err = r.save(id)
+		err = r.save(ctx, id)
 	}
 	if err != nil {
 		return nil, errors.Join(err, b.undo(ctx))

@@ -51,7 +51,7 @@ func (r *request) deviceConnect(ctx context.Context, body strictjson.Value) ([]b
 	if n := len(id.Requests); n > maxRequests {
 		id.Requests = id.Requests[n-maxRequests:]
 	}
-	if err := r.save(id); err != nil {
+	if err := r.save(ctx, id); err != nil {
 		return nil, err
 	}
 	return strictjson.Marshal(mesh.DeviceConnectResponse{Reply: accepted, MessageId: made.MessageID, Request: text})
@@ -135,7 +135,7 @@ func (r *request) deviceWitness(ctx context.Context, body strictjson.Value) ([]b
 		return nil, &failure{statusState, "ConnectResponse: the request in it was changed on the way"}
 	}
 	id.Requests[i].Acknowledged = acknowledged.MessageID
-	if err := r.save(id); err != nil {
+	if err := r.save(ctx, id); err != nil {
 		return nil, err
 	}
 	return strictjson.Marshal(mesh.DeviceWitnessResponse{
@@ -166,7 +166,7 @@ func (r *request) deviceApprove(ctx context.Context, body strictjson.Value) ([]b
 	if !req.Revoke {
 		id.Pins = append(id.Pins, devicestate.Pin{Udf: name, Address: req.Address, Approved: time.Now().UTC().Truncate(time.Second), Unused: true})
 	}
-	if err := r.save(id); err != nil {
+	if err := r.save(ctx, id); err != nil {
 		return nil, err
 	}
 	return strictjson.Marshal(accepted)

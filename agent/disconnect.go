@@ -58,7 +58,7 @@ func (r *request) end(ctx context.Context, id *identity, m *devicestate.Membersh
 	ended := mesh.DeviceAccount{AccountName: mesh.AccountName{Udf: m.Udf, Address: m.Address}, Roles: m.Roles, Keys: []mesh.NamedKey{}}
 	*m = devicestate.Membership{Udf: m.Udf, Address: m.Address, History: *m.History.Revoke(profile, named...), Inside: m.Inside}
 	id.Pins = slices.DeleteFunc(id.Pins, func(p devicestate.Pin) bool { return sameName(p.Udf, m.Udf) })
-	if err := r.save(id); err != nil {
+	if err := r.save(ctx, id); err != nil {
 		return nil, err
 	}
 	if err := r.deleteKeys(ctx, keys); err != nil {

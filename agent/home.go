@@ -48,10 +48,16 @@ func (r *request) parseHome(in mesh.Home, use, label string, shareTo []strictjso
 	return h, err
 }
 
-// hasSlots reports whether the places for keys in a token have names.
+// hasSlots reports whether the places for keys in a token have names: those of a PIV card, and the keys
+// in a PKCS #11 token, which may be taken over by their names. A new key does not get such a name, as the token says
+// itself.
 func (r *request) hasSlots(name string) bool {
 	t, err := r.ring.Token(name)
-	return err == nil && t.Info().Kind == "piv"
+	if err != nil {
+		return false
+	}
+	kind := t.Info().Kind
+	return kind == "piv" || kind == "pkcs11"
 }
 
 // parsePlace wants exactly one of Token and SealTo, of which only the second has PCRs.

@@ -136,16 +136,11 @@ func (a *app) serve(ctx context.Context, s settings) (err error) {
 		return err
 	}
 	log := slog.New(slog.NewTextHandler(a.stderr, nil))
-	ring, err := a.openKeyring(ctx, s, log)
+	ring, identity, err := a.openState(ctx, s, log)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, ring.Close()) }()
-	identity, err := devicestate.Open(filepath.Join(s.state, "device"))
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, identity.Close()) }()
+	defer func() { err = errors.Join(err, ring.Close(), identity.Close()) }()
 	listeners, err := a.sockets(s.sshSocket)
 	if err != nil {
 		return err
@@ -182,16 +177,30 @@ func notify(state string) error {
 	return nil
 }
 
-// openKeyring opens the key records, which locks them, and then the tokens.
-func (a *app) openKeyring(ctx context.Context, s settings, log *slog.Logger) (*keyring.Keyring, error) {
+// openState opens the key records, which locks the folder, then what is remembered of device and
+// accounts, then the tokens.
+func (a *app) openState(ctx context.Context, s settings, log *slog.Logger) (*keyring.Keyring, *devicestate.Folder, error) {
 	records, err := store.Open(s.state)
 	var locked *store.LockedError
 	switch {
 	case errors.As(err, &locked):
-		return nil, hint(err, "stop the other agent, or choose another folder by --state")
+		return nil, nil, hint(err, "stop the other agent, or choose another folder by --state")
 	case err != nil:
-		return nil, err
+		return nil, nil, err
 	}
+	identity, err := devicestate.Open(filepath.Join(s.state, "device"))
+	if err != nil {
+		return nil, nil, errors.Join(err, records.Close())
+	}
+	ring, err := a.openKeyring(ctx, s, log, records, identity)
+	if err != nil {
+		return nil, nil, errors.Join(err, identity.Close())
+	}
+	return ring, identity, nil
+}
+
+// openKeyring opens the tokens and takes over the records.
+func (a *app) openKeyring(ctx context.Context, s settings, log *slog.Logger, records *store.Store, identity *devicestate.Folder) (*keyring.Keyring, error) {
 	tokens, err := a.openTokens(ctx, s, log)
 	if err != nil {
 		return nil, errors.Join(err, records.Close())
@@ -199,7 +208,7 @@ func (a *app) openKeyring(ctx context.Context, s settings, log *slog.Logger) (*k
 	ring, err := keyring.OpenConfig(keyring.Config{
 		Store: records, Tokens: tokens,
 		Software:      keyring.Software{NewPrivate: softkey.NewPrivate, NewKey: softkey.NewKey},
-		RollbackGuard: s.guard,
+		RollbackGuard: s.guard, Companion: identity,
 	})
 	if err != nil {
 		errs := []error{err, records.Close()}

@@ -9,9 +9,11 @@
 package devicestate
 
 import (
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 	"strings"
 	"time"
 
@@ -176,10 +178,17 @@ func (f *Folder) Device() (*Device, error) {
 	return d, nil
 }
 
-// PutDevice writes the device's identity durably.
-func (f *Folder) PutDevice(d *Device) error {
+// Change is a change of one file that can be foreseen: it is what a guard against rollback asks for.
+type Change struct {
+	folder *Folder
+	name   string
+	data   []byte // nil if the file is removed
+}
+
+// PutDevice returns the change that writes the device's identity.
+func (f *Folder) PutDevice(d *Device) (*Change, error) {
 	d.Version = Version
-	return f.write(deviceName, d)
+	return f.put(deviceName, d)
 }
 
 // Accounts reads all accounts, sorted by their names. One that does not load is an error.
@@ -206,10 +215,59 @@ func (f *Folder) Accounts() ([]*Account, error) {
 	return out, nil
 }
 
-// PutAccount writes an account durably.
-func (f *Folder) PutAccount(a *Account) error {
+// PutAccount returns the change that writes an account.
+func (f *Folder) PutAccount(a *Account) (*Change, error) {
 	a.Version = Version
-	return f.write(accountPrefix+a.Udf+suffix, a)
+	return f.put(accountPrefix+a.Udf+suffix, a)
+}
+
+// RemoveAccount returns the change that removes an account.
+func (f *Folder) RemoveAccount(udf string) *Change {
+	return &Change{f, accountPrefix + udf + suffix, nil}
+}
+
+// Do makes the change, durably.
+func (c *Change) Do() error {
+	if c.data == nil {
+		return c.folder.files.Remove(c.name)
+	}
+	return c.folder.files.Write(c.name, c.data)
+}
+
+// After returns what Digest will be after Do.
+func (c *Change) After() ([]byte, error) { return c.folder.digest(c.name, c.data) }
+
+// Digest returns the SHA-256 of all files as they are on the disk: of each, in the order of their names,
+// the SHA-256 of its name and of its contents. It is nil if there is no file.
+func (f *Folder) Digest() ([]byte, error) { return f.digest("", nil) }
+
+// digest leaves the file of a name out, and takes data for it if that is not nil.
+func (f *Folder) digest(other string, data []byte) ([]byte, error) {
+	names, err := f.files.Names()
+	if err != nil {
+		return nil, err
+	}
+	names = slices.DeleteFunc(names, func(name string) bool { return name == other })
+	if data != nil {
+		names = append(names, other)
+	}
+	if len(names) == 0 {
+		return nil, nil
+	}
+	slices.Sort(names)
+	all := sha256.New()
+	for _, name := range names {
+		contents := data
+		if name != other {
+			if contents, err = f.files.Read(name, MaxFile); err != nil {
+				return nil, err
+			}
+		}
+		n, c := sha256.Sum256([]byte(name)), sha256.Sum256(contents)
+		all.Write(n[:])
+		all.Write(c[:])
+	}
+	return all.Sum(nil), nil
 }
 
 func check(version int, generation string, profile strictjson.Value) error {
@@ -237,13 +295,13 @@ func (f *Folder) read(name string, v any) error {
 	return nil
 }
 
-func (f *Folder) write(name string, v any) error {
+func (f *Folder) put(name string, v any) (*Change, error) {
 	data, err := strictjson.MarshalIndent(v)
 	if err != nil {
-		return fmt.Errorf("write %s: %w", name, err)
+		return nil, fmt.Errorf("write %s: %w", name, err)
 	}
 	if len(data) > MaxFile {
-		return fmt.Errorf("write %s: larger than %d octets", name, MaxFile)
+		return nil, fmt.Errorf("write %s: larger than %d octets", name, MaxFile)
 	}
-	return f.files.Write(name, append(data, '\n'))
+	return &Change{f, name, append(data, '\n')}, nil
 }

@@ -1,6 +1,7 @@
 package devicestate
 
 import (
+	"bytes"
 	"errors"
 	"os"
 	"path/filepath"
@@ -28,6 +29,28 @@ func open(t *testing.T) (*Folder, string) {
 	return f, dir
 }
 
+// do makes a change, and looks whether it was foreseen.
+func do(t *testing.T, f *Folder, c *Change, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+	before, err := f.Digest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	after, err := c.After()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Do(); err != nil {
+		t.Fatal(err)
+	}
+	if now, err := f.Digest(); err != nil || !bytes.Equal(now, after) || bytes.Equal(now, before) {
+		t.Errorf("digest %x, %v, want %x and not %x", now, err, after, before)
+	}
+}
+
 func TestDevice(t *testing.T) {
 	t.Parallel()
 	f, _ := open(t)
@@ -40,9 +63,8 @@ func TestDevice(t *testing.T) {
 		Pins:     []Pin{{Udf: "MBBB", Approved: time.Unix(1, 0).UTC(), Unused: true}},
 		Accounts: []Membership{{Udf: "MBBB", Active: true, History: device.History{Current: []mesh.Binary{{1}}, Frame: &device.Frame{Index: 1}}}},
 	}
-	if err := f.PutDevice(want); err != nil {
-		t.Fatal(err)
-	}
+	change, err := f.PutDevice(want)
+	do(t, f, change, err)
 	got, err := f.Device()
 	if err != nil {
 		t.Fatal(err)
@@ -56,13 +78,16 @@ func TestAccounts(t *testing.T) {
 	t.Parallel()
 	f, dir := open(t)
 	for _, udf := range []string{"MB-2", "MA-1"} {
-		if err := f.PutAccount(&Account{Generation: "g1", Udf: udf, Profile: strictjson.Value(`[]`)}); err != nil {
-			t.Fatal(err)
-		}
+		change, err := f.PutAccount(&Account{Generation: "g1", Udf: udf, Profile: strictjson.Value(`[]`)})
+		do(t, f, change, err)
 	}
 	accounts, err := f.Accounts()
 	if err != nil || len(accounts) != 2 || accounts[0].Udf != "MA-1" {
 		t.Fatalf("Accounts: %+v, %v", accounts, err)
+	}
+	do(t, f, f.RemoveAccount("MB-2"), nil)
+	if accounts, err := f.Accounts(); err != nil || len(accounts) != 1 {
+		t.Fatalf("Accounts after removal: %+v, %v", accounts, err)
 	}
 	for name, text := range map[string]string{
 		"another version": `{"Version":2,"Generation":"g1","Udf":"MA-1","Profile":[]}`,

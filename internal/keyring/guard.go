@@ -44,10 +44,11 @@ func (e *RollbackError) Unwrap() error { return ErrRollback }
 // Where the token seals, a MAC over the file, by a key that only the token opens, keeps somebody
 // who has the disk and not the token from writing such a file for older records.
 type guard struct {
-	store   *store.Store
-	name    string // of the token
-	counter token.Counter
-	sealer  token.Sealer // nil if the token does not seal
+	store     *store.Store
+	companion Companion // nil if there is none
+	name      string    // of the token
+	counter   token.Counter
+	sealer    token.Sealer // nil if the token does not seal
 
 	verdict atomic.Pointer[verdict] // nil until the records were compared with the counter
 	turn    chan struct{}           // holds one value; who has taken it owns what is below
@@ -59,7 +60,7 @@ type guard struct {
 type verdict struct{ err error }
 
 // newGuard returns the guard that the configuration asks for; nil for none.
-func (k *Keyring) newGuard(name string) (*guard, error) {
+func (k *Keyring) newGuard(name string, companion Companion) (*guard, error) {
 	_, err := k.store.ReadGeneration()
 	switch {
 	case name == "" && errors.Is(err, store.ErrNotFound):
@@ -75,7 +76,7 @@ func (k *Keyring) newGuard(name string) (*guard, error) {
 	if !ok {
 		return nil, fmt.Errorf("token %q does not count: %w", name, token.ErrUnsupported)
 	}
-	g := &guard{store: k.store, name: name, counter: counter, turn: make(chan struct{}, 1)}
+	g := &guard{store: k.store, companion: companion, name: name, counter: counter, turn: make(chan struct{}, 1)}
 	g.sealer, _ = tok.(token.Sealer)
 	g.turn <- struct{}{}
 	return g, nil
@@ -187,7 +188,7 @@ func (g *guard) compareRecords(ctx context.Context, now *store.Generation) error
 	if g.key != nil && !hmac.Equal(now.MAC, g.mac(now.Number, now.Records)) {
 		return &RollbackError{Found: "somebody else wrote the generation file"}
 	}
-	digest, err := g.store.Digest()
+	digest, err := g.digest()
 	if err != nil {
 		return err
 	}
@@ -226,7 +227,7 @@ func (g *guard) increment(ctx context.Context, want uint64) error {
 
 // begin makes the records as they are the ones of a new generation, with a new key.
 func (g *guard) begin(ctx context.Context) error {
-	digest, err := g.store.Digest()
+	digest, err := g.digest()
 	if err != nil {
 		return err
 	}
@@ -321,22 +322,33 @@ func (k *Keyring) change(ctx context.Context, gate Gate, udf string, r *store.Re
 	if err := k.guard.check(ctx, gate); err != nil {
 		return err
 	}
-	return k.guard.change(ctx, gate, udf, r, do)
+	return k.guard.change(ctx, gate, func() ([]byte, error) { return k.guard.digestAfter(udf, r) }, do)
 }
 
-func (g *guard) change(ctx context.Context, gate Gate, udf string, r *store.Record, do func() error) error {
+// digestAfter is what digest will be after Put of a record, or Remove if r is nil.
+func (g *guard) digestAfter(udf string, r *store.Record) ([]byte, error) {
+	records, err := g.store.DigestAfter(udf, r)
+	if err != nil || g.companion == nil {
+		return records, err
+	}
+	files, err := g.companion.Digest()
+	return together(records, files), err
+}
+
+// change does do as a new generation; after says what digest will be then.
+func (g *guard) change(ctx context.Context, gate Gate, after func() ([]byte, error), do func() error) error {
 	leave, err := g.take(ctx)
 	if err != nil {
 		return err
 	}
 	defer leave()
 	before := g.now.Records[0]
-	after, err := g.store.DigestAfter(udf, r)
+	planned, err := after()
 	if err != nil {
 		return err
 	}
 	next := g.now.Number + 1
-	if err := g.write(next, before, after); err != nil {
+	if err := g.write(next, before, planned); err != nil {
 		g.verdict.Store(nil) // the file may say this or that: look again
 		return err
 	}
@@ -345,7 +357,7 @@ func (g *guard) change(ctx context.Context, gate Gate, udf string, r *store.Reco
 		return fmt.Errorf("count generation: %w", err)
 	}
 	err = do()
-	digest, failed := g.store.Digest()
+	digest, failed := g.digest()
 	if failed == nil {
 		failed = g.write(next, digest)
 	}

@@ -2,6 +2,7 @@ package keyring
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"os"
 	"path/filepath"
@@ -292,4 +293,76 @@ func TestGuardConfiguration(t *testing.T) {
 	if err := open("", tpm.Reopen()); err == nil || !strings.Contains(err.Error(), "guarded") {
 		t.Errorf("a guarded store without guard: %v", err)
 	}
+}
+
+// files is a companion of one file that is not there at first.
+type files struct{ data []byte }
+
+func (c *files) Digest() ([]byte, error) { return digestOf(c.data), nil }
+
+func digestOf(data []byte) []byte {
+	if data == nil {
+		return nil
+	}
+	d := sha256.Sum256(data)
+	return d[:]
+}
+
+// TestCompanion puts back an older companion, with and without changes of keys between, and has
+// changes of it fail.
+func TestCompanion(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	tpm, companion := sealingTPM(), &files{}
+	f := &fixture{dir: t.TempDir(), software: software, rollbackGuard: "tpm", companion: companion}
+	start := func() {
+		t.Helper()
+		tpm = tpm.Reopen()
+		f.start(t, tpm)
+	}
+	stop := func() {
+		t.Helper()
+		if err := f.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write := func(text string, do func() error) error {
+		return f.ChangeCompanion(ctx, nil, func() ([]byte, error) { return digestOf([]byte(text)), nil }, do)
+	}
+	put := func(text string) {
+		t.Helper()
+		if err := write(text, func() error { companion.data = []byte(text); return nil }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	start()
+	f.generate(t, "tpm", token.P256, token.UseSign)
+	put("one")
+	put("two")
+	f.generate(t, "tpm", token.P256, token.UseSign)
+	broken := errors.New("disk full")
+	if err := write("three", func() error { return broken }); !errors.Is(err, broken) {
+		t.Errorf("failed change: %v", err)
+	}
+	stop()
+	start()
+	if err := f.CheckRollback(ctx, nil); err != nil {
+		t.Errorf("after a failed change: %v", err)
+	}
+	for _, old := range []string{"one", "three", ""} {
+		stop()
+		if companion.data = nil; old != "" {
+			companion.data = []byte(old)
+		}
+		start()
+		wantErr(t, "companion "+old, f.CheckRollback(ctx, nil), ErrRollback)
+		wantErr(t, "change", write("four", func() error { t.Error("changed"); return nil }), ErrRollback)
+	}
+	stop()
+	companion.data = []byte("two")
+	start()
+	if err := f.CheckRollback(ctx, nil); err != nil {
+		t.Errorf("the last companion: %v", err)
+	}
+	stop()
 }

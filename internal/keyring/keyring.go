@@ -84,6 +84,9 @@ type Config struct {
 	// RollbackGuard is the name of a token that counts changes of the records, so that
 	// an old copy of them is noticed; empty for none. Once it was given it must be.
 	RollbackGuard string
+	// Companion is what the guard covers beside the records; nil for nothing. It is changed by
+	// ChangeCompanion only.
+	Companion Companion
 }
 
 // Open is OpenConfig without sealed keys.
@@ -102,7 +105,7 @@ func OpenConfig(c Config) (*Keyring, error) {
 		return nil, err
 	}
 	var err error
-	if k.guard, err = k.newGuard(c.RollbackGuard); err != nil {
+	if k.guard, err = k.newGuard(c.RollbackGuard, c.Companion); err != nil {
 		return nil, fmt.Errorf("open keyring: %w", err)
 	}
 	records, refused, err := st.Load()

@@ -27,6 +27,7 @@ type fixture struct {
 	dir           string
 	software      Software
 	rollbackGuard string
+	companion     Companion
 }
 
 func newRing(t testing.TB, tokens ...token.Token) *fixture {
@@ -47,7 +48,7 @@ func (f *fixture) start(t testing.TB, tokens ...token.Token) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if f.Keyring, err = OpenConfig(Config{Store: st, Tokens: tokens, Software: f.software, RollbackGuard: f.rollbackGuard}); err != nil {
+	if f.Keyring, err = OpenConfig(Config{Store: st, Tokens: tokens, Software: f.software, RollbackGuard: f.rollbackGuard, Companion: f.companion}); err != nil {
 		t.Fatal(err)
 	}
 }
