@@ -34,7 +34,9 @@ const (
 	ckaWrap               = 0x106
 	ckaUnwrap             = 0x107
 	ckaSign               = 0x108
+	ckaSignRecover        = 0x109
 	ckaVerify             = 0x10a
+	ckaVerifyRecover      = 0x10b
 	ckaDerive             = 0x10c
 	ckaModulus            = 0x120
 	ckaModulusBits        = 0x121
@@ -97,6 +99,7 @@ const (
 	ckrGeneralError         Code = 0x005
 	ckrFunctionFailed       Code = 0x006
 	ckrArgumentsBad         Code = 0x007
+	ckrAttributeReadOnly    Code = 0x010
 	ckrAttributeSensitive   Code = 0x011
 	ckrAttributeTypeInvalid Code = 0x012
 	ckrAttributeValue       Code = 0x013
@@ -125,6 +128,7 @@ const (
 	ckrSessionCount         Code = 0x0b1
 	ckrSessionInvalid       Code = 0x0b3
 	ckrSessionReadOnly      Code = 0x0b5
+	ckrTemplateInconsistent Code = 0x0d1
 	ckrTokenNotPresent      Code = 0x0e0
 	ckrTokenNotRecognized   Code = 0x0e1
 	ckrTokenWriteProtected  Code = 0x0e2
@@ -139,6 +143,7 @@ const (
 var codeNames = map[Code]string{
 	ckrHostMemory: "HOST_MEMORY", ckrSlotIDInvalid: "SLOT_ID_INVALID", ckrGeneralError: "GENERAL_ERROR",
 	ckrFunctionFailed: "FUNCTION_FAILED", ckrArgumentsBad: "ARGUMENTS_BAD",
+	ckrAttributeReadOnly: "ATTRIBUTE_READ_ONLY", ckrTemplateInconsistent: "TEMPLATE_INCONSISTENT",
 	ckrAttributeSensitive: "ATTRIBUTE_SENSITIVE", ckrAttributeTypeInvalid: "ATTRIBUTE_TYPE_INVALID",
 	ckrAttributeValue: "ATTRIBUTE_VALUE_INVALID", ckrDataLenRange: "DATA_LEN_RANGE",
 	ckrDeviceError: "DEVICE_ERROR", ckrDeviceMemory: "DEVICE_MEMORY", ckrDeviceRemoved: "DEVICE_REMOVED",

@@ -99,6 +99,76 @@ func badPoints(t *testing.T, k token.PointAgreer, c keyshare.Curve) {
 	}
 }
 
+// A key that is made or imported may do one thing, whatever the module allows where nothing is said.
+func TestOnePurpose(t *testing.T) {
+	t.Parallel()
+	for name, s := range setups(t) {
+		tok := openUnlocked(t, newTestModule(t, s), s)
+		b := tok.bound.Load()
+		for _, a := range tok.Info().Algorithms {
+			for _, u := range []token.Use{token.UseSign, token.UseDecrypt} {
+				if k, _ := b.kind(a); u.Allows(a) != nil || !k.supports(u, b.mechanisms) || a.RSABits() > 2048 {
+					continue
+				}
+				created, err := tok.Generate(t.Context(), token.GenerateRequest{Algorithm: a, Use: u})
+				if err != nil {
+					t.Fatal(err)
+				}
+				checkPurpose(t, name+" "+string(a)+" generated", tok, created, u)
+			}
+		}
+		scalar, _ := keyshare.RandomScalar(keyshare.P256, nil)
+		created, err := tok.Import(t.Context(), token.ImportRequest{Private: &token.PrivateKey{Algorithm: token.P256, Scalar: scalar.Bytes()}, Use: token.UseSign})
+		if err != nil {
+			t.Fatal(err)
+		}
+		checkPurpose(t, name+" P256 imported", tok, created, token.UseSign)
+	}
+}
+
+func checkPurpose(t *testing.T, what string, tok *Token, c token.Created, u token.Use) {
+	t.Helper()
+	b := tok.bound.Load()
+	h, err := decodeHandle(c.Handle)
+	if err != nil {
+		t.Fatal(err)
+	}
+	k, _ := b.kind(c.Public.Algorithm)
+	for class, purposes := range map[uint64][]uint64{
+		ckoPrivateKey: {ckaSign, ckaSignRecover, ckaDecrypt, ckaUnwrap, ckaDerive},
+		ckoPublicKey:  {ckaVerify, ckaVerifyRecover, ckaEncrypt, ckaWrap, ckaDerive},
+	} {
+		found, err := tok.find(t.Context(), b, class, h.id, purposes...)
+		if err != nil || len(found) != 1 {
+			t.Fatalf("%s: %d objects, %v", what, len(found), err)
+		}
+		wanted := map[bool]uint64{true: purposes[0]}[u.Signs()]
+		switch {
+		case wanted != 0:
+		case k.curve == 0:
+			wanted = purposes[2]
+		default:
+			wanted = ckaDerive
+		}
+		for _, p := range purposes {
+			if allowed, known := found[0].is(p); known && allowed != (p == wanted) {
+				t.Errorf("%s: class %d, purpose 0x%x is %t", what, class, p, allowed)
+			}
+		}
+	}
+}
+
+// A module that does not know all purposes makes keys nevertheless.
+func TestFewPurposes(t *testing.T) {
+	t.Parallel()
+	fake := hsmtest.NewFake(t)
+	tok := openUnlocked(t, newTestModule(t, fake.Setup), fake.Setup)
+	for _, code := range []string{"0x10", "0x12", "0x13", "0xd1"} {
+		fake.Do(t, "GenerateKeyPair", "code "+code+" 1")
+		wantSign(t, code, signKeyFor(t, tok, token.P256), nil)
+	}
+}
+
 // Keys of other programs are found by their names and used.
 func TestAdopt(t *testing.T) {
 	t.Parallel()

@@ -124,6 +124,29 @@ func (k kind) purpose(u token.Use, sign, derive, decrypt uint64) []attribute {
 	return t
 }
 
+// otherPurposes forbids what purpose does not speak of, for public and private key: modules allow it where it
+// is not forbidden.
+func (k kind) otherPurposes() (public, private []attribute) {
+	public, private = []attribute{no(ckaWrap), no(ckaVerifyRecover)}, []attribute{no(ckaUnwrap), no(ckaSignRecover)}
+	if k.curve != 0 {
+		public, private = append(public, no(ckaEncrypt)), append(private, no(ckaDecrypt))
+	}
+	return public, private
+}
+
+// callForbidding is call with more attributes in the templates. A module that refuses these, because it does
+// not have such purposes for such keys, is asked without them.
+func (t *Token) callForbidding(ctx context.Context, b *binding, c *call, more, more2 []attribute) (*reply, error) {
+	full := *c
+	full.template, full.template2 = slices.Concat(c.template, more), slices.Concat(c.template2, more2)
+	r, err := t.module.call(ctx, b.child, &full)
+	switch codeOf(err) {
+	case ckrAttributeReadOnly, ckrAttributeTypeInvalid, ckrAttributeValue, ckrTemplateInconsistent:
+		return t.module.call(ctx, b.child, c)
+	}
+	return r, err
+}
+
 func label(a token.Algorithm, u token.Use) string { return "mesh-agent " + string(a) + " " + string(u) }
 
 func (t *Token) generate(ctx context.Context, b *binding, k kind, u token.Use, p token.Policy, id []byte, name string) (token.Created, error) {
@@ -137,7 +160,8 @@ func (t *Token) generate(ctx context.Context, b *binding, k kind, u token.Use, p
 		op: opGenerate, slot: b.info.slot, mech: mechanism{kind: k.generate},
 		template: public, template2: privateTemplate(k, u, p, id, name),
 	}
-	r, err := t.module.call(ctx, b.child, request)
+	forbidPublic, forbidPrivate := k.otherPurposes()
+	r, err := t.callForbidding(ctx, b, request, forbidPublic, forbidPrivate)
 	if err != nil {
 		return token.Created{}, err
 	}
@@ -324,8 +348,9 @@ func (t *Token) store(ctx context.Context, b *binding, k kind, u token.Use, p to
 		public = append(public, m.rsaPublic...)
 	}
 	var made []uint64
-	for _, template := range [][]attribute{public, private} {
-		r, err := t.module.call(ctx, b.child, &call{op: opCreate, slot: b.info.slot, template: template})
+	forbidPublic, forbidPrivate := k.otherPurposes()
+	for _, o := range []struct{ template, forbid []attribute }{{public, forbidPublic}, {private, forbidPrivate}} {
+		r, err := t.callForbidding(ctx, b, &call{op: opCreate, slot: b.info.slot, template: o.template}, o.forbid, nil)
 		if err == nil && len(r.numbers) != 1 {
 			err = errFrame
 		}

@@ -4,8 +4,11 @@ import (
 	"bytes"
 	"context"
 	"crypto/ecdsa"
+	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/sha256"
+	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"net/url"
@@ -31,6 +34,21 @@ func makeSoftHSM(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	s := hsmtest.SoftHSM(ts.Value(testingKey{}).(testing.TB))
 	ts.Check(os.WriteFile(ts.MkAbs("config.toml"), []byte(moduleConfig(s)), 0o600))
+	ts.Setenv("SOFTHSM2_CONF", filepath.Join(s.Dir, "softhsm2.conf")) // for makeHSMKey; the agent does not pass it on
+}
+
+// makeHSMKey imports a key by SoftHSM's own program.
+func makeHSMKey(ts *testscript.TestScript, neg bool, args []string) {
+	if len(args) != 1 || neg {
+		ts.Fatalf("usage: hsmkey LABEL")
+	}
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	ts.Check(err)
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	ts.Check(err)
+	file := ts.MkAbs(args[0] + ".pem")
+	ts.Check(os.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), 0o600))
+	ts.Check(ts.Exec("softhsm2-util", "--import", file, "--token", "test", "--label", args[0], "--id", "a1b2", "--pin", hsmtest.PIN))
 }
 
 // moduleConfig is a configuration that names the token of a module hsm.

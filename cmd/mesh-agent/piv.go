@@ -118,12 +118,14 @@ func newKeyAdoptCommand(a *app) *cobra.Command {
 	var generation string
 	c := &cobra.Command{
 		Use:   "adopt --token NAME --slot SLOT --use USE",
-		Short: "Take over a key that another program put on a PIV card",
+		Short: "Take over a key that another program put on a PIV card or in a PKCS#11 token",
 		Long: `Takes over the key in a slot of a PIV card, which yubikey-agent, age-plugin-yubikey,
-yubico-piv-tool or another program put there, and prints its UDF. The card is left as it is,
-and the other program can go on using the key.`,
-		Example: `  mesh-agent key adopt --token piv:5700001 --slot 9a --use ssh`,
-		Args:    args(cobra.NoArgs),
+yubico-piv-tool or another program put there, or a key in a PKCS#11 token, by its label or a
+URI with its id, its object (the label) or both. Prints its UDF. Card and token are left as
+they are, and the other program can go on using the key.`,
+		Example: `  mesh-agent key adopt --token piv:5700001 --slot 9a --use ssh
+  mesh-agent key adopt --token hsm --slot 'pkcs11:object=mykey;id=%a1%b2' --use sign`,
+		Args: args(cobra.NoArgs),
 		RunE: func(c *cobra.Command, _ []string) error {
 			g, err := parseGeneration(generation)
 			if err != nil {
@@ -139,7 +141,7 @@ and the other program can go on using the key.`,
 		},
 	}
 	c.Flags().StringVar(&request.Token, "token", "", "`name` of the token, see `mesh-agent token list`")
-	c.Flags().StringVar(&request.Slot, "slot", "", "the `slot`: 9a, 9c, 9d, 9e or 82 to 95")
+	c.Flags().StringVar(&request.Slot, "slot", "", "the `slot`: 9a, 9c, 9d, 9e or 82 to 95; of a PKCS#11 token: the key's label or URI")
 	c.Flags().StringVar(&request.Use, "use", "", useHelp)
 	c.Flags().StringVar(&request.Label, "label", "", "a `text` for people")
 	c.Flags().StringVar(&generation, "generation", "g1", "which UDF to print: g1 or g2")

@@ -38,6 +38,7 @@ func TestMain(m *testing.M) {
 //	                       it; run again, it is the same TPM
 //	sshtpmkey VAR FILE     make a key in a simulator that nobody uses, as ssh-tpm-agent does
 //	softhsm                make a PKCS#11 token and a config.toml here that names it hsm
+//	hsmkey LABEL           put a P-256 key into that token, as another program may
 //	pivcard                put a new PIV card, number 5700001, into a virtual reader; maker/ has its root
 //	pivkey SLOT            generate a P-256 key in a slot of the card, as another program may
 //	[!] pivplug            plug the card in, or out
@@ -61,6 +62,7 @@ func TestScript(t *testing.T) {
 			"swtpm":     startTPM,
 			"sshtpmkey": makeSSHTPMKey,
 			"softhsm":   makeSoftHSM,
+			"hsmkey":    makeHSMKey,
 			"pivcard":   makeCard,
 			"pivkey":    cardSlot,
 			"pivplug":   plugCard,
