@@ -11,6 +11,7 @@ import (
 
 	"github.com/mesh-agent/mesh-agent/client"
 	"github.com/mesh-agent/mesh-agent/mesh"
+	"github.com/mesh-agent/mesh-agent/mesh/device"
 	"github.com/mesh-agent/mesh-agent/token"
 )
 
@@ -25,7 +26,8 @@ func newDecryptCommand(a *app) *cobra.Command {
 plaintext. Without --key it tries the agent's keys, first those that the envelope names.
 
 Signatures are verified before anything is decrypted: with --signer, one of that signer must
-be there and good.
+be there and good. An activation for this device is not written out: "device activate" takes
+it into use.
 
 With --partial, the agent's key is one share and the files hold the agreements of the other
 shares, as "agree" prints them. With --partial and no --key they are all shares, and no
@@ -57,7 +59,7 @@ agent is needed.`,
 				return err
 			}
 			defer clear(pin)
-			seed, err := a.contentSeed(c.Context(), envelope.Header.Recipients, opener{key, pin, points})
+			seed, by, err := a.contentSeed(c.Context(), envelope.Header.Recipients, opener{key, pin, points})
 			if err != nil {
 				return err
 			}
@@ -67,6 +69,10 @@ agent is needed.`,
 			}
 			plaintext, err := envelope.Open(seed)
 			if err != nil {
+				return err
+			}
+			if err := a.checkContents(c.Context(), plaintext, by); err != nil {
+				clear(plaintext)
 				return err
 			}
 			return a.print(plaintext)
@@ -87,14 +93,41 @@ type opener struct {
 	partials []point
 }
 
-// contentSeed finds the seed of an envelope's content keys by a key of the agent, by
-// partial agreements, or by both.
-func (a *app) contentSeed(ctx context.Context, recipients []mesh.Recipient, o opener) (seed []byte, err error) {
+// checkContents refuses an activation that a device's combined key opened. Those that the agent knows
+// it refuses itself.
+func (a *app) checkContents(ctx context.Context, plaintext []byte, by string) error {
+	tagged, err := mesh.DecodeBody(plaintext)
+	if err != nil || by == "" || !strings.HasPrefix(tagged.Tag, device.TagActivation) {
+		return nil
+	}
+	defer clear(tagged.Body)
+	return a.with(ctx, func(conn *client.Client) error {
+		d, err := conn.DeviceShow(ctx)
+		var status *client.StatusError
+		if errors.As(err, &status) && (status.Status == 404 || status.Status == 501) {
+			return nil // no device, hence no combined key
+		}
+		if err != nil {
+			return err
+		}
+		for _, account := range d.Accounts {
+			if slices.ContainsFunc(account.Keys, func(k mesh.NamedKey) bool { return k.Udf == by && strings.HasSuffix(k.Name, "DeviceEncryption") }) {
+				return hint(fmt.Errorf("it is an %.64s, which the agent keeps to itself", tagged.Tag), "mesh-agent device activate takes the connection that it came with")
+			}
+		}
+		return nil
+	})
+}
+
+// contentSeed finds the seed of an envelope's content keys by a key of the agent, whose UDF it returns,
+// by partial agreements, or by both.
+func (a *app) contentSeed(ctx context.Context, recipients []mesh.Recipient, o opener) (seed []byte, by string, err error) {
 	if len(recipients) == 0 {
-		return nil, errors.New("the envelope is not encrypted to any key")
+		return nil, "", errors.New("the envelope is not encrypted to any key")
 	}
 	if o.key == "" && len(o.partials) != 0 {
-		return seedFromPoints(recipients, o.partials)
+		seed, err = seedFromPoints(recipients, o.partials)
+		return seed, "", err
 	}
 	err = a.with(ctx, func(conn *client.Client) error {
 		keys, err := decryptionKeys(ctx, conn, o.key)
@@ -106,10 +139,10 @@ func (a *app) contentSeed(ctx context.Context, recipients []mesh.Recipient, o op
 			return hint(fmt.Errorf("no key here opens it; it is for %s", recipientNames(recipients)),
 				"`mesh-agent key list` shows the keys; a key of use decrypt or agree opens envelopes")
 		}
-		seed, err = firstSeed(ctx, conn, tries, o)
+		seed, by, err = firstSeed(ctx, conn, tries, o)
 		return err
 	})
-	return seed, err
+	return seed, by, err
 }
 
 // seedFromPoints unwraps the seed by the sum of all shares' agreements.
@@ -167,12 +200,12 @@ func attempts(recipients []mesh.Recipient, keys []mesh.KeyInfo) []attempt {
 
 // firstSeed asks the agent until an attempt succeeds. If none does, it returns the
 // error of an entry that names the key, rather than that of a guess.
-func firstSeed(ctx context.Context, conn *client.Client, tries []attempt, o opener) ([]byte, error) {
+func firstSeed(ctx context.Context, conn *client.Client, tries []attempt, o opener) (seed []byte, by string, err error) {
 	var refusal error
 	for _, try := range tries {
 		result, err := conn.Decrypt(ctx, decryptOperation(try, o))
 		if err == nil {
-			return result.Seed, nil
+			return result.Seed, try.key.Udf, nil
 		}
 		if refusal == nil {
 			refusal = err
@@ -183,9 +216,9 @@ func firstSeed(ctx context.Context, conn *client.Client, tries []attempt, o open
 	}
 	var status *client.StatusError
 	if errors.As(refusal, &status) && status.Status == 400 {
-		return nil, hint(token.ErrDecrypt, "if the key is a share, add the agreements of the other holders by --partial")
+		return nil, "", hint(token.ErrDecrypt, "if the key is a share, add the agreements of the other holders by --partial")
 	}
-	return nil, refusal
+	return nil, "", refusal
 }
 
 func decryptOperation(try attempt, o opener) mesh.OperationDecrypt {

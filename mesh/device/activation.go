@@ -14,8 +14,10 @@ import (
 )
 
 // The tags of activations. ActivationAccount has two meanings: until April 2022 it is what
-// is now ActivationCommon, afterwards what was ActivationDevice. The contents decide.
+// is now ActivationCommon, afterwards what was ActivationDevice. The contents decide. All tags, those
+// of applications too, begin with TagActivation.
 const (
+	TagActivation        = "Activation"
 	TagActivationAccount = "ActivationAccount"
 	TagActivationCommon  = "ActivationCommon"
 	TagActivationDevice  = "ActivationDevice"
