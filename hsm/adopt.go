@@ -173,14 +173,14 @@ func (t *Token) Diagnose(ctx context.Context) []token.Finding {
 	case now.flags&ckfPINLocked != 0:
 		add(token.SeverityError, "the PIN is blocked", "have the token's administrator (SO) set it anew, with the vendor's program")
 	case now.flags&ckfPINFinalTry != 0:
-		add(token.SeverityWarning, ErrPINFinalTry.Error(), "enter the right PIN by mesh-agent token unlock")
+		add(token.SeverityWarning, ErrPINFinalTry.Error(), "enter the right PIN: mesh-agent token unlock "+t.name)
 	case now.flags&ckfPINCountLow != 0:
-		add(token.SeverityWarning, ErrPINCountLow.Error(), "enter the right PIN by mesh-agent token unlock")
+		add(token.SeverityWarning, ErrPINCountLow.Error(), "enter the right PIN: mesh-agent token unlock "+t.name)
 	case now.flags&ckfLoginRequired != 0 && now.flags&ckfPINInitialized == 0:
 		add(token.SeverityError, "the token has no user PIN", "set one with the vendor's program")
 	}
 	if b.needsLogin() {
-		add(token.SeverityInfo, "locked: how it protects keys is tried when it is unlocked", "")
+		add(token.SeverityInfo, "locked; how it protects keys is tried when it is unlocked", "mesh-agent token unlock "+t.name)
 	}
 	t.lock <- struct{}{}
 	defer func() { <-t.lock }()

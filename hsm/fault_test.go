@@ -117,6 +117,28 @@ func TestCrashAndHang(t *testing.T) {
 	}
 }
 
+// A module that hangs when it is loaded does not hold up who opens its token, which is found when the module
+// was ended for it.
+func TestHangAtStart(t *testing.T) {
+	t.Parallel()
+	fake := hsmtest.NewFake(t)
+	fake.Do(t, "Initialize", "hang")
+	m := newTestModule(t, fake.Setup, func(o *ModuleOptions) { o.Timeout = time.Second })
+	tok, err := Open(t.Context(), Options{Module: m, URI: URI{Token: fake.Label}, Wait: 50 * time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tok.Close()
+	if state := tok.Info().State; state != token.StateAbsent {
+		t.Errorf("state is %q, want absent", state)
+	}
+	fake.Heal(t, "Initialize")
+	back := hsmtest.StartLoad(t, 1, func(err error) bool { return errors.Is(err, token.ErrAbsent) },
+		func(int) error { return tok.Unlock(context.Background(), []byte(hsmtest.PIN)) })
+	back.AwaitRight("unlock", 1)
+	back.Stop()
+}
+
 // Under a load of eight, the process is killed, and the module crashes: every request is
 // answered, no signature is wrong, and the service is back within two seconds. The same through an agent's
 // socket is a test of cmd/mesh-agent.

@@ -19,6 +19,7 @@
 package hsm
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -39,6 +40,8 @@ type Options struct {
 	URI URI
 	// Name is Info.Name; empty means the URI.
 	Name string
+	// Wait is how long Open waits for a module that does not answer; 0 is 10 seconds.
+	Wait time.Duration
 }
 
 // Token is a PKCS #11 token. Its methods may be called from several goroutines at once.
@@ -106,10 +109,13 @@ func (b *binding) kind(a token.Algorithm) (kind, bool) {
 	return kind{}, false
 }
 
-const searchInterval = 5 * time.Second
+const (
+	searchInterval = 5 * time.Second
+	defaultWait    = 10 * time.Second
+)
 
 // Open starts the module if need be and looks for the token. A token that is not there
-// now, or whose module does not start, is no error: Info says that it is absent, and it is found
+// now, or whose module does not start or answer, is no error: Info says that it is absent, and it is found
 // when it comes. An error means that the URI names several tokens (token.ErrBadRequest).
 func Open(ctx context.Context, o Options) (*Token, error) {
 	if o.Name == "" {
@@ -123,7 +129,7 @@ func Open(ctx context.Context, o Options) (*Token, error) {
 	}
 	t.life, t.end = context.WithCancel(context.Background())
 	t.setInfo(nil, token.StateAbsent)
-	_, err := t.bind(ctx)
+	err := t.bindWithin(ctx, cmp.Or(o.Wait, defaultWait))
 	if err != nil && !errors.Is(err, token.ErrAbsent) && !errors.Is(err, token.ErrReplaced) {
 		t.end()
 		return nil, fmt.Errorf("pkcs11: open token: %w", err)
@@ -134,6 +140,17 @@ func Open(ctx context.Context, o Options) (*Token, error) {
 		t.lookAgain()
 	}
 	return t, nil
+}
+
+// bindWithin finds the token. A module that takes longer than wait is absent.
+func (t *Token) bindWithin(ctx context.Context, wait time.Duration) error {
+	limited, cancel := context.WithTimeout(ctx, wait)
+	defer cancel()
+	_, err := t.bind(limited)
+	if err != nil && limited.Err() != nil && ctx.Err() == nil {
+		return ErrHangs
+	}
+	return err
 }
 
 // Info describes the token as it was last seen.

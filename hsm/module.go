@@ -59,7 +59,7 @@ const (
 	retireGrace     = 2 * time.Second
 	shortLife       = time.Second // a helper that ends sooner makes the next one wait
 	firstBackOff    = 50 * time.Millisecond
-	longestBackOff  = time.Second
+	longestBackOff  = 500 * time.Millisecond
 	bearableWait    = 250 * time.Millisecond
 	maxSessionLimit = 64
 )
