@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"crypto/rand"
+	"crypto/subtle"
 	"errors"
 	"fmt"
 	"slices"
@@ -71,6 +72,9 @@ func (r *request) open(ctx context.Context, a *devicestate.Account, text strictj
 
 // seed opens the account's seed, which the caller wipes.
 func (r *request) seed(ctx context.Context, a *devicestate.Account) (*mesh.Seed, error) {
+	if a.Seed == nil {
+		return nil, &failure{statusState, "Account: its seed was forgotten here; account recover brings it back"}
+	}
 	text, err := r.open(ctx, a, a.Seed)
 	if err != nil {
 		return nil, err
@@ -121,7 +125,7 @@ func (r *request) accountInit(ctx context.Context, body strictjson.Value) ([]byt
 			return nil, err
 		}
 	}
-	made, err := r.adoptAccount(ctx, home, seed, profile)
+	made, _, err := r.adoptAccount(ctx, home, seed, profile, false)
 	if err != nil {
 		return nil, err
 	}
@@ -189,13 +193,9 @@ func (r *request) accountSeed(ctx context.Context, req mesh.AccountInitRequest, 
 
 // recoverAccount recovers the seed of an account that exists, and its profile if that is given.
 func recoverAccount(req mesh.AccountInitRequest, g mesh.Generation) (*mesh.Seed, *device.AccountSpec, *device.ProfileUser, error) {
-	texts := make([]string, len(req.Recover))
-	for i, s := range req.Recover {
-		texts[i] = strings.TrimSpace(string(s))
-	}
-	seed, err := device.RecoverSeed(texts...)
+	seed, err := recoverSeed(req.Recover)
 	if err != nil {
-		return nil, nil, nil, malformed("Recover", "%v", err)
+		return nil, nil, nil, err
 	}
 	var profile *device.ProfileUser
 	if req.Profile != nil {
@@ -253,24 +253,133 @@ func makeProfileUser(ctx context.Context, seed *mesh.Seed, spec device.AccountSp
 }
 
 // adoptAccount makes the keys of an account from its seed, and keeps the seed, encrypted to a
-// key that opens it inside the agent only. An account that is held already stays as it is.
-func (r *request) adoptAccount(ctx context.Context, home devicestate.Home, seed *mesh.Seed, profile *device.ProfileUser) (*devicestate.Account, error) {
+// key that opens it inside the agent only. An account that is held already stays as it is, but for a
+// seed that was forgotten. Fresh says that it was not held; granted that the seed came with a connection.
+func (r *request) adoptAccount(ctx context.Context, home devicestate.Home, seed *mesh.Seed, profile *device.ProfileUser, granted bool) (a *devicestate.Account, fresh bool, err error) {
 	held, err := r.account(profile.Name())
 	var missing *failure
 	if err == nil {
-		return held.Account, nil
+		return held.Account, false, r.restoreSeed(ctx, held, seed)
 	} else if !errors.As(err, &missing) || missing.status != statusNotFound {
-		return nil, err
+		return nil, false, err
 	}
 	m := &maker{r: r, home: home}
-	a, err := r.makeAccount(ctx, m, seed, profile)
+	a, err = r.makeAccount(ctx, m, seed, profile)
 	if err == nil {
+		a.Granted = granted
 		err = r.putAccount(ctx, a)
 	}
 	if err != nil {
-		return nil, errors.Join(err, m.undo(ctx))
+		return nil, false, errors.Join(err, m.undo(ctx))
 	}
-	return a, nil
+	return a, true, nil
+}
+
+// restoreSeed puts the seed of an account back that was forgotten.
+func (r *request) restoreSeed(ctx context.Context, a *administered, seed *mesh.Seed) error {
+	if a.Seed != nil {
+		return nil
+	}
+	spec, err := device.NewAccountSpec(seed, a.profile.Generation)
+	if err != nil {
+		return err
+	}
+	if !spec.Administrator.Equal(a.profile.Administrator) {
+		return malformed("Profile", "the administrator's key is not that of the seed")
+	}
+	if a.Seed, err = r.sealSeed(a.Account, seed); err != nil {
+		return err
+	}
+	return r.putAccount(ctx, a.Account)
+}
+
+// sealSeed encrypts a seed to the account's key of use seal.
+func (r *request) sealSeed(a *devicestate.Account, seed *mesh.Seed) (strictjson.Value, error) {
+	key, err := r.ownNamed(a.Seal)
+	if err != nil {
+		return nil, err
+	}
+	text := []byte(seed.Text())
+	defer clear(text)
+	return sealTo(key.Public(), text)
+}
+
+// granted returns the account whose seed came with the connection to it, or nil.
+func (r *request) granted(udf string) (*devicestate.Account, error) {
+	held, err := r.account(udf)
+	var missing *failure
+	switch {
+	case errors.As(err, &missing) && missing.status == statusNotFound:
+		return nil, nil
+	case err != nil:
+		return nil, err
+	case !held.Granted:
+		return nil, nil
+	}
+	return held.Account, nil
+}
+
+// dropAccount forgets an account with its keys; nil is none.
+func (r *request) dropAccount(ctx context.Context, a *devicestate.Account) error {
+	if a == nil {
+		return nil
+	}
+	if err := r.change(ctx, r.config.Device.RemoveAccount(a.Udf)); err != nil {
+		return err
+	}
+	return r.deleteKeys(ctx, a.Keys)
+}
+
+// accountForget answers AccountForgetRequest.
+func (r *request) accountForget(ctx context.Context, body strictjson.Value) ([]byte, error) {
+	var req mesh.AccountForgetRequest
+	defer func() {
+		for _, share := range req.Recover {
+			clear(share)
+		}
+	}()
+	done, err := r.beginDevice(ctx, mesh.TagAccountForgetRequest, body, &req)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	a, err := r.account(req.Account)
+	if err != nil {
+		return nil, err
+	}
+	seed, err := r.seed(ctx, a.Account)
+	if err != nil {
+		return nil, err
+	}
+	defer seed.Wipe()
+	recovered, err := recoverSeed(req.Recover)
+	if err != nil {
+		return nil, err
+	}
+	defer recovered.Wipe()
+	x, y := seed.Octets(), recovered.Octets()
+	defer clear(x)
+	defer clear(y)
+	if subtle.ConstantTimeCompare(x, y) == 0 {
+		return nil, malformed("Recover", "the shares are those of another account")
+	}
+	a.Seed = nil
+	if err := r.putAccount(ctx, a.Account); err != nil {
+		return nil, err
+	}
+	return strictjson.Marshal(accepted)
+}
+
+func recoverSeed(shares []mesh.Binary) (*mesh.Seed, error) {
+	texts := make([]string, len(shares))
+	for i, s := range shares {
+		texts[i] = strings.TrimSpace(string(s))
+	}
+	seed, err := device.RecoverSeed(texts...)
+	if err != nil {
+		return nil, malformed("Recover", "%v", err)
+	}
+	return seed, nil
 }
 
 func (r *request) makeAccount(ctx context.Context, m *maker, seed *mesh.Seed, profile *device.ProfileUser) (*devicestate.Account, error) {

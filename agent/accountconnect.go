@@ -257,16 +257,9 @@ func (r *request) connect(ctx context.Context, a *administered, ask *device.Requ
 	if ask.Profile.Generation != a.profile.Generation {
 		return nil, nil, malformed("Request", "the device is of generation %v, the account of %v", ask.Profile.Generation, a.profile.Generation)
 	}
-	seed, err := r.seed(ctx, a.Account)
+	keys, err := r.grantedKeys(ctx, a, req)
 	if err != nil {
 		return nil, nil, err
-	}
-	defer seed.Wipe()
-	keys, err := device.NewAccountActivation(seed, device.Rights{
-		Super: req.Super, Administer: req.Administer, Common: !req.NoCommon, Stores: req.Stores,
-	}, a.profile.Generation)
-	if err != nil {
-		return nil, nil, malformed("Stores", "%v", err)
 	}
 	defer keys.Wipe()
 	c, err := r.connector(a)
@@ -283,6 +276,24 @@ func (r *request) connect(ctx context.Context, a *administered, ask *device.Requ
 	}
 	text, err := answer.Marshal()
 	return entry, text, err
+}
+
+// grantedKeys are those of the account that a device gets. For none the seed is not needed.
+func (r *request) grantedKeys(ctx context.Context, a *administered, req mesh.AccountConnectRequest) (*device.AccountActivation, error) {
+	rights := device.Rights{Super: req.Super, Administer: req.Administer, Common: !req.NoCommon, Stores: req.Stores}
+	if !rights.Super && !rights.Administer && !rights.Common && len(rights.Stores) == 0 {
+		return &device.AccountActivation{}, nil
+	}
+	seed, err := r.seed(ctx, a.Account)
+	if err != nil {
+		return nil, err
+	}
+	defer seed.Wipe()
+	keys, err := device.NewAccountActivation(seed, rights, a.profile.Generation)
+	if err != nil {
+		return nil, malformed("Stores", "%v", err)
+	}
+	return keys, nil
 }
 
 // accountRevoke answers AccountRevokeRequest. Revoking again gives the same statement.

@@ -199,6 +199,10 @@ func (r *request) activate(ctx context.Context, id *identity, a activation) ([]b
 	if err != nil {
 		return nil, errors.Join(err, m.undo(ctx))
 	}
+	granted, err := r.noMoreGranted(a, next)
+	if err != nil {
+		return nil, errors.Join(err, m.undo(ctx))
+	}
 	var obsolete []devicestate.Key
 	if old == nil {
 		id.Accounts = append(id.Accounts, *next)
@@ -220,7 +224,27 @@ func (r *request) activate(ctx context.Context, id *identity, a activation) ([]b
 	if err := r.deleteKeys(ctx, obsolete); err != nil {
 		return nil, err
 	}
+	if err := r.dropAccount(ctx, granted); err != nil {
+		return nil, err
+	}
 	return strictjson.Marshal(mesh.DeviceActivateResponse{Reply: accepted, Account: r.deviceAccount(next), Refused: refused})
+}
+
+// noMoreGranted returns the account whose seed this device had by the connection before and has no more. Of
+// its keys those that the connection grants still become the connection's own.
+func (r *request) noMoreGranted(a activation, next *devicestate.Membership) (*devicestate.Account, error) {
+	if a.member.Keys.Seed != nil {
+		return nil, nil
+	}
+	account, err := r.granted(next.Udf)
+	if account == nil {
+		return nil, err
+	}
+	for i, k := range next.Keys {
+		next.Keys[i].Own = k.Own || ownedBefore(account.Keys, k.Udf)
+	}
+	account.Keys = leftOver(account.Keys, next.Keys)
+	return account, nil
 }
 
 // record describes the connection for the device's record.
@@ -420,9 +444,12 @@ func tagsOf(name string) []string {
 func (r *request) installAccount(ctx context.Context, m *maker, member *device.Membership, label string) (refused []string, err error) {
 	keys := member.Keys
 	if keys.Seed != nil {
-		made, err := r.adoptAccount(ctx, m.home, keys.Seed, member.Account)
+		made, fresh, err := r.adoptAccount(ctx, m.home, keys.Seed, member.Account, true)
 		if err != nil {
 			return nil, fmt.Errorf("take over account: %w", err)
+		}
+		if fresh {
+			m.account = made
 		}
 		for _, k := range made.Keys {
 			m.made = append(m.made, devicestate.Key{Name: k.Name, Udf: k.Udf})

@@ -32,6 +32,7 @@ var deviceMessages = [...]message{
 	{mesh.TagAccountConnectRequest, mesh.TagAccountConnectResponse, (*request).accountConnect},
 	{mesh.TagAccountRevokeRequest, mesh.TagAccountRevokeResponse, (*request).accountRevoke},
 	{mesh.TagAccountEscrowRequest, mesh.TagAccountEscrowResponse, (*request).accountEscrow},
+	{mesh.TagAccountForgetRequest, mesh.TagAccountForgetResponse, (*request).accountForget},
 }
 
 // beginDevice decodes a request about device or accounts and waits for its turn: there is one

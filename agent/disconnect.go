@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -54,6 +55,10 @@ func (r *request) end(ctx context.Context, id *identity, m *devicestate.Membersh
 	if err != nil {
 		return nil, err
 	}
+	granted, err := r.granted(m.Udf)
+	if err != nil {
+		return nil, err
+	}
 	keys := m.Keys
 	ended := mesh.DeviceAccount{AccountName: mesh.AccountName{Udf: m.Udf, Address: m.Address}, Roles: m.Roles, Keys: []mesh.NamedKey{}}
 	*m = devicestate.Membership{Udf: m.Udf, Address: m.Address, History: *m.History.Revoke(profile, named...), Inside: m.Inside}
@@ -61,7 +66,7 @@ func (r *request) end(ctx context.Context, id *identity, m *devicestate.Membersh
 	if err := r.save(ctx, id); err != nil {
 		return nil, err
 	}
-	if err := r.deleteKeys(ctx, keys); err != nil {
+	if err := errors.Join(r.deleteKeys(ctx, keys), r.dropAccount(ctx, granted)); err != nil {
 		return nil, err
 	}
 	return strictjson.Marshal(mesh.DeviceActivateResponse{Reply: accepted, Account: ended, Revoked: true})

@@ -218,3 +218,59 @@ func TestRevocationIsNotReplayed(t *testing.T) {
 	}
 	revoke(statusState)
 }
+
+// TestLesserConnection takes the seed from a device that keeps the account's keys.
+func TestLesserConnection(t *testing.T) {
+	t.Parallel()
+	a, x := newDeviceAgent(t), newTestAccount(t, mesh.G1)
+	d := initDevice(t, a, mesh.DeviceInitRequest{})
+	approve(t, a, x.Account.Name())
+	super := x.connect(t, d, func(g *device.Grant) {
+		keys, err := device.NewAccountActivation(x.seed, device.Rights{Super: true}, x.Account.Generation)
+		if err != nil {
+			t.Fatal(err)
+		}
+		g.Keys = keys
+	})
+	if r := activate(t, a, super); r.Status != mesh.StatusOK {
+		t.Fatalf("activate: %d %s", r.Status, r.StatusDescription)
+	}
+	accounts := func() int {
+		all, err := a.config.Device.Accounts()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(all)
+	}
+	if n := accounts(); n != 1 {
+		t.Errorf("%d accounts with the seed", n)
+	}
+	entry := x.connect(t, d)
+	r := activate(t, a, entry, func(q *mesh.DeviceActivateRequest) { q.Confirm = true })
+	if r.Status != mesh.StatusOK {
+		t.Fatalf("activate: %d %s", r.Status, r.StatusDescription)
+	}
+	if n := accounts(); n != 0 {
+		t.Errorf("%d accounts without the seed", n)
+	}
+	has := func(pub token.PublicKey) bool {
+		_, err := a.ring.Snapshot().FindPublic(pub)
+		return err == nil
+	}
+	if has(x.Account.Administrator) || !has(x.Account.Encryption) {
+		t.Errorf("administrator's key %t, account's key %t", has(x.Account.Administrator), has(x.Account.Encryption))
+	}
+	revocation, err := x.Revoke(t.Context(), entry)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := revocation.Marshal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var end mesh.DeviceActivateResponse
+	ask(t, a, mesh.TagDeviceActivateRequest, mesh.DeviceActivateRequest{Catalog: text}, mesh.TagDeviceActivateResponse, &end)
+	if end.Status != mesh.StatusOK || has(x.Account.Encryption) {
+		t.Errorf("revocation: %d %s, account's key %t", end.Status, end.StatusDescription, has(x.Account.Encryption))
+	}
+}

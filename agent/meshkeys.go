@@ -70,6 +70,8 @@ type maker struct {
 	r    *request
 	home devicestate.Home // of keys that are not made inside a token
 	made []devicestate.Key
+	// account was taken over on the way; nil if none was.
+	account *devicestate.Account
 }
 
 func (m *maker) policy() (token.Policy, error) { return parsePolicy(mesh.Home{PIN: m.home.PIN}) }
@@ -170,7 +172,12 @@ func (m *maker) add(ctx context.Context, base token.PublicKey, w wish) (*keyring
 
 // undo deletes what was made.
 func (m *maker) undo(ctx context.Context) error {
-	return m.r.deleteKeys(context.WithoutCancel(ctx), m.made)
+	ctx = context.WithoutCancel(ctx)
+	err := m.r.deleteKeys(ctx, m.made)
+	if m.account != nil {
+		err = errors.Join(err, m.r.dropAccount(ctx, m.account))
+	}
+	return err
 }
 
 // deleteKeys deletes the keys that were made for what ends now.

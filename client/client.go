@@ -6,6 +6,7 @@
 package client
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -241,18 +242,26 @@ func fetch[R any](ctx context.Context, c *Client, request string, body any, resp
 	if answer.Tag != response {
 		return nil, fmt.Errorf("%w: %q instead of %q", ErrProtocol, answer.Tag, response)
 	}
-	var status mesh.Reply
-	if err := lenient(answer.Body, &status); err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrProtocol, err)
-	}
-	if status.Status != mesh.StatusOK {
-		return nil, &StatusError{Status: status.Status, Text: status.StatusDescription}
+	if !succeeded(answer.Body) {
+		var status mesh.Reply
+		if err := lenient(answer.Body, &status); err != nil {
+			return nil, fmt.Errorf("%w: %w", ErrProtocol, err)
+		}
+		if status.Status != mesh.StatusOK {
+			return nil, &StatusError{Status: status.Status, Text: status.StatusDescription}
+		}
 	}
 	out := new(R)
 	if err := answer.Decode(out); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrProtocol, err)
 	}
 	return out, nil
+}
+
+// succeeded reports whether a body begins as the agent's do if all went well. Then it need not be
+// read twice; a second Status in it is an error for Decode.
+func succeeded(body strictjson.Value) bool {
+	return bytes.HasPrefix(body, []byte(`{"Status":201,`))
 }
 
 // call sends body under the request tag and returns the reply.

@@ -84,6 +84,12 @@ func (c *Client) AccountEscrow(ctx context.Context, req mesh.AccountEscrowReques
 	return withAccount(fetch[mesh.AccountInitResponse](ctx, c, mesh.TagAccountEscrowRequest, req, mesh.TagAccountEscrowResponse))
 }
 
+// AccountForget deletes an account's seed, if shares of its escrow give it back.
+func (c *Client) AccountForget(ctx context.Context, req mesh.AccountForgetRequest) error {
+	_, err := fetch[mesh.Reply](ctx, c, mesh.TagAccountForgetRequest, req, mesh.TagAccountForgetResponse)
+	return err
+}
+
 func withAccount(out *mesh.AccountInitResponse, err error) (*mesh.AccountInitResponse, error) {
 	if err == nil && out.Account == nil {
 		return nil, fmt.Errorf("%w: no account", ErrProtocol)

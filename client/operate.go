@@ -34,12 +34,14 @@ func DecodeResult(result mesh.Tagged, tag string, out any) error {
 	if result.Tag != tag && result.Tag != mesh.TagResult {
 		return fmt.Errorf("%w: %q instead of %q", ErrProtocol, result.Tag, tag)
 	}
-	var status mesh.Failure
-	if err := lenient(result.Body, &status); err != nil {
-		return fmt.Errorf("%w: %w", ErrProtocol, err)
-	}
-	if status.Status != mesh.StatusOK {
-		return &StatusError{Status: status.Status, Text: status.Error}
+	if !succeeded(result.Body) {
+		var status mesh.Failure
+		if err := lenient(result.Body, &status); err != nil {
+			return fmt.Errorf("%w: %w", ErrProtocol, err)
+		}
+		if status.Status != mesh.StatusOK {
+			return &StatusError{Status: status.Status, Text: status.Error}
+		}
 	}
 	if err := result.Decode(out); err != nil {
 		return fmt.Errorf("%w: %w", ErrProtocol, err)

@@ -43,6 +43,8 @@ const (
 	TagAccountRevokeResponse      = "AccountRevokeResponse"
 	TagAccountEscrowRequest       = "AccountEscrowRequest"
 	TagAccountEscrowResponse      = "AccountEscrowResponse"
+	TagAccountForgetRequest       = "AccountForgetRequest"
+	TagAccountForgetResponse      = "AccountForgetResponse"
 )
 
 // OperationSignEnvelope asks for a signed DARE envelope around Body, which is one tagged
@@ -324,4 +326,11 @@ type AccountEscrowRequest struct {
 	Account   string `json:",omitzero"`
 	Shares    int    `json:",omitzero"`
 	Threshold int    `json:",omitzero"`
+}
+
+// AccountForgetRequest deletes the account's seed after a look whether escrow shares give it back. The
+// account's keys stay.
+type AccountForgetRequest struct {
+	Account string   `json:",omitzero"`
+	Recover []Binary // texts of escrow shares, as many as are needed
 }

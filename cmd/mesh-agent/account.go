@@ -18,6 +18,7 @@ func newAccountCommand(a *app) *cobra.Command {
 		newAccountInitCommand(a),
 		newAccountRecoverCommand(a),
 		newAccountEscrowCommand(a),
+		newAccountForgetSeedCommand(a),
 		newAccountListCommand(a),
 		newAccountShowCommand(a),
 		newAccountProfileCommand(a),
@@ -111,17 +112,11 @@ against it; without, a profile is made anew, which has the same name.`,
 			if profile == "" && req.Address == "" {
 				return usageError{errors.New("--profile or --address is required")}
 			}
-			data, err := a.read(optional(files), maxSmall)
-			if err != nil {
+			var err error
+			if req.Recover, err = a.readShares(optional(files)); err != nil {
 				return err
 			}
-			defer clear(data)
-			for _, line := range bytes.Fields(data) {
-				req.Recover = append(req.Recover, line)
-			}
-			if len(req.Recover) == 0 {
-				return errors.New("there is no share")
-			}
+			defer wipeShares(req.Recover)
 			if profile != "" {
 				if req.Profile, err = a.readJSON(profile); err != nil {
 					return err
@@ -158,6 +153,52 @@ go together; the old ones still recover the account.`,
 	}
 	c.Flags().IntVar(&req.Shares, "shares", 3, "`number` of escrow shares")
 	c.Flags().IntVar(&req.Threshold, "threshold", 2, "`number` of them that recover the account")
+	return c
+}
+
+// readShares reads escrow shares, one in a line. The caller wipes them.
+func (a *app) readShares(name string) ([]mesh.Binary, error) {
+	data, err := a.read(name, maxSmall)
+	if err != nil {
+		return nil, err
+	}
+	var shares []mesh.Binary
+	for _, line := range bytes.Fields(data) {
+		shares = append(shares, line)
+	}
+	if len(shares) == 0 {
+		return nil, errors.New("there is no share")
+	}
+	return shares, nil
+}
+
+func wipeShares(shares []mesh.Binary) {
+	for _, s := range shares {
+		clear(s)
+	}
+}
+
+func newAccountForgetSeedCommand(a *app) *cobra.Command {
+	var req mesh.AccountForgetRequest
+	c := &cobra.Command{
+		Use:   "forget-seed [FILE]",
+		Short: "Delete an account's seed here, once its escrow shares are safe",
+		Long: `Reads escrow shares, one in a line, from FILE or standard input, as many as recover the
+account. If they give its seed back, the agent deletes the seed. The account's keys stay: with them
+devices are revoked, and connected with --no-common. To grant keys or make new shares,
+recover the account first (mesh-agent account recover).`,
+		Args: args(cobra.MaximumNArgs(1)),
+		RunE: func(c *cobra.Command, files []string) (err error) {
+			if req.Recover, err = a.readShares(optional(files)); err != nil {
+				return err
+			}
+			defer wipeShares(req.Recover)
+			return a.with(c.Context(), func(conn *client.Client) error {
+				return conn.AccountForget(c.Context(), req)
+			})
+		},
+	}
+	c.Flags().StringVar(&req.Account, "account", "", "UDF or address of the `account`")
 	return c
 }
 

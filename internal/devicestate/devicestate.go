@@ -113,8 +113,10 @@ type Account struct {
 	Home       Home
 	Keys       []Key
 	Seal       string           // UDF of the key of use seal
-	Seed       strictjson.Value // DARE envelope to that key: text of the account's seed
-	PINs       []PIN            `json:",omitzero"`
+	Seed       strictjson.Value `json:",omitzero"` // DARE envelope to that key: text of the account's seed, unless it was forgotten
+	// Granted says that the seed came with a connection of this device, and ends with it.
+	Granted bool  `json:",omitzero"`
+	PINs    []PIN `json:",omitzero"`
 	// Acknowledged are the nonces of acknowledgements, by the MessageId of the request.
 	Acknowledged []Nonce `json:",omitzero"`
 	// Answered are the MessageIds of requests that were answered.
