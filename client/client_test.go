@@ -329,6 +329,7 @@ func TestBadReplies(t *testing.T) {
 		{"another tag", frame(extension(29, name, `{"StatusResponse":{"Status":201}}`)), client.ErrProtocol},
 		{"two tags", frame(extension(29, name, `{"A":{},"B":{}}`)), client.ErrProtocol},
 		{"status of another kind", frame(extension(29, name, `{"MeshHelloResponse":{"Status":"x"}}`)), client.ErrProtocol},
+		{"status twice", frame(extension(29, name, `{"MeshHelloResponse":{"Status":201,"Status":400}}`)), client.ErrProtocol},
 		{"unknown member", frame(extension(29, name, `{"MeshHelloResponse":{"Status":201,"x":1}}`)), client.ErrProtocol},
 	}
 	for _, c := range cases {

@@ -311,7 +311,8 @@ func (k *signKey) Sign(ctx context.Context, req token.SignRequest) ([]byte, erro
 		return nil, fmt.Errorf("pkcs11: sign: %w: signature does not verify", token.ErrFault)
 	}
 	if req.Scheme == token.SchemeECDSA {
-		return ecdsaDER(r.data[0]), nil
+		n := len(r.data[0]) / 2
+		return keyshare.MarshalECDSA(r.data[0][:n], r.data[0][n:]), nil
 	}
 	return r.data[0], nil
 }

@@ -66,29 +66,3 @@ func pss(h crypto.Hash) mechanism {
 	}
 	return m
 }
-
-// ecdsaDER writes r and s, which CKM_ECDSA returns one after another in equal length, as
-// Ecdsa-Sig-Value (RFC 3279, Section 2.2.3). On the largest curve that takes 139 octets.
-func ecdsaDER(signature []byte) []byte {
-	n := len(signature) / 2
-	body := appendInteger(make([]byte, 0, len(signature)+6), signature[:n])
-	body = appendInteger(body, signature[n:])
-	out := make([]byte, 0, len(body)+3)
-	if len(body) < 0x80 {
-		out = append(out, 0x30, byte(len(body)))
-	} else {
-		out = append(out, 0x30, 0x81, byte(len(body)))
-	}
-	return append(out, body...)
-}
-
-// appendInteger appends a number, big endian and below 2^528, as INTEGER.
-func appendInteger(b, n []byte) []byte {
-	for len(n) > 1 && n[0] == 0 {
-		n = n[1:]
-	}
-	if n[0]&0x80 != 0 {
-		return append(append(b, 2, byte(len(n)+1), 0), n...)
-	}
-	return append(append(b, 2, byte(len(n))), n...)
-}

@@ -27,7 +27,7 @@ func NewECDSAVerifier(public *Point) (*ECDSAVerifier, error) {
 	v := &ECDSAVerifier{}
 	switch public.Curve() {
 	case P256:
-		v.order, v.verify, err = newCombs(orderP256, generator256, nistec.NewP256Point, public)
+		v.order, v.verify, err = newCombs(orderP256, nil, nistec.NewP256Point, public)
 	case P384:
 		v.order, v.verify, err = newCombs(orderP384, generator384, nistec.NewP384Point, public)
 	case P521:
@@ -89,7 +89,7 @@ func (v *Ed25519Verifier) Verify(mode Mode, message, signature []byte) bool {
 		return false
 	}
 	sum := newEdwardsPoint()
-	addCombs(sum, generator25519(), integer(q.s), v.minus, integer(q.k))
+	addCombs(sum, []*comb[*edwardsPoint]{generator25519(), v.minus}, integer(q.s), integer(q.k))
 	return bytes.Equal(sum.Bytes(), q.r)
 }
 
@@ -185,9 +185,9 @@ func (c *comb[P]) add(sum P, k *big.Int, column int) {
 	}
 }
 
-// Tables of the generators, made when first used.
+// Tables of the generators, made when first used. That of P-256 is nistec's own, with faster
+// additions than it exports.
 var (
-	generator256 = sync.OnceValue(func() *comb[*nistec.P256Point] { return generatorComb(nistec.NewP256Point, 256) })
 	generator384 = sync.OnceValue(func() *comb[*nistec.P384Point] { return generatorComb(nistec.NewP384Point, 384) })
 	generator521 = sync.OnceValue(func() *comb[*nistec.P521Point] { return generatorComb(nistec.NewP521Point, 521) })
 
@@ -200,13 +200,14 @@ func generatorComb[P ecdsaPoint[P]](newPoint func() P, bits int) *comb[P] {
 	return newComb(newPoint, newPoint().SetGenerator(), bits)
 }
 
-// addCombs adds m times the point of a and n times that of b to sum, the identity. The combs have the same
-// size.
-func addCombs[P combPoint[P]](sum P, a *comb[P], m *big.Int, b *comb[P], n *big.Int) {
-	for column := a.block - 1; column >= 0; column-- {
+// addCombs adds, for each comb, its point times the scalar of the same place to sum, the identity. The
+// combs have the same size.
+func addCombs[P combPoint[P]](sum P, combs []*comb[P], scalars ...*big.Int) {
+	for column := combs[0].block - 1; column >= 0; column-- {
 		sum.Double(sum)
-		a.add(sum, m, column)
-		b.add(sum, n, column)
+		for i, c := range combs {
+			c.add(sum, scalars[i], column)
+		}
 	}
 }
 
@@ -218,10 +219,46 @@ func newCombs[P ecdsaPoint[P]](order string, generator func() *comb[P], newPoint
 		return nil, nil, err
 	}
 	n := new(big.Int).SetBytes(unhex(order))
-	base, key := generator(), newComb(newPoint, p, n.BitLen())
+	key := newComb(newPoint, p, n.BitLen())
+	if generator == nil {
+		return n, func(u1, u2 *big.Int) ([]byte, error) {
+			sum := newPoint()
+			addCombs(sum, []*comb[P]{key}, u2)
+			base, err := newPoint().ScalarBaseMult(u1.FillBytes(make([]byte, (n.BitLen()+7)/8)))
+			if err != nil {
+				return nil, err
+			}
+			return sum.Add(sum, base).BytesX()
+		}, nil
+	}
+	combs := []*comb[P]{generator(), key}
 	return n, func(u1, u2 *big.Int) ([]byte, error) {
 		sum := newPoint()
-		addCombs(sum, base, u1, key, u2)
+		addCombs(sum, combs, u1, u2)
 		return sum.BytesX()
 	}, nil
+}
+
+// MarshalECDSA writes r and s, big endian, as Ecdsa-Sig-Value (RFC 3279, Section 2.2.3).
+func MarshalECDSA(r, s []byte) []byte {
+	body := appendInteger(make([]byte, 0, len(r)+len(s)+6), r)
+	body = appendInteger(body, s)
+	out := make([]byte, 0, len(body)+3)
+	if len(body) < 0x80 {
+		out = append(out, 0x30, byte(len(body)))
+	} else { // up to 138 octets on P-521
+		out = append(out, 0x30, 0x81, byte(len(body)))
+	}
+	return append(out, body...)
+}
+
+// appendInteger appends a number, big endian and below 2^528, as INTEGER.
+func appendInteger(b, n []byte) []byte {
+	for len(n) > 1 && n[0] == 0 {
+		n = n[1:]
+	}
+	if n[0]&0x80 != 0 {
+		return append(append(b, 2, byte(len(n)+1), 0), n...)
+	}
+	return append(append(b, 2, byte(len(n))), n...)
 }

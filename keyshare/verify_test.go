@@ -8,6 +8,7 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/sha512"
+	"encoding/asn1"
 	"math/big"
 	"slices"
 	"testing"
@@ -114,6 +115,29 @@ func TestECDSAVerifierCurves(t *testing.T) {
 	for _, c := range []Curve{X25519, X448, Ed25519, Ed448} {
 		if _, err := NewECDSAVerifier(BasePoint(c)); err == nil {
 			t.Errorf("there is an ECDSA verifier on %v", c)
+		}
+	}
+}
+
+// TestMarshalECDSA compares with encoding/asn1.
+func TestMarshalECDSA(t *testing.T) {
+	t.Parallel()
+	for _, size := range []int{32, 48, 66} {
+		for _, fill := range []byte{0x01, 0x7f, 0x80, 0xff} {
+			for _, zeros := range []int{0, 1, 5, size - 1} {
+				raw := bytes.Repeat([]byte{fill}, 2*size)
+				clear(raw[:zeros])
+				clear(raw[size : size+zeros/2])
+				want, err := asn1.Marshal(struct{ R, S *big.Int }{
+					new(big.Int).SetBytes(raw[:size]), new(big.Int).SetBytes(raw[size:]),
+				})
+				if err != nil {
+					t.Fatal(err)
+				}
+				if got := MarshalECDSA(raw[:size], raw[size:]); !bytes.Equal(got, want) {
+					t.Errorf("%x becomes %x, want %x", raw, got, want)
+				}
+			}
 		}
 	}
 }

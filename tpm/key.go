@@ -4,11 +4,9 @@ import (
 	"bytes"
 	"context"
 	"crypto"
-	"encoding/asn1"
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"math/big"
 	"slices"
 	"sync/atomic"
 
@@ -165,11 +163,7 @@ func (k *ecdsaSigner) Sign(ctx context.Context, req token.SignRequest) ([]byte, 
 	if !k.verifier.Verify(digest, r, s) {
 		return nil, fmt.Errorf("tpm: sign: %w: signature does not verify", token.ErrFault)
 	}
-	der, err := asn1.Marshal(struct{ R, S *big.Int }{new(big.Int).SetBytes(r), new(big.Int).SetBytes(s)})
-	if err != nil {
-		return nil, fmt.Errorf("tpm: sign: %w", err)
-	}
-	return der, nil
+	return keyshare.MarshalECDSA(r, s), nil
 }
 
 // agreer is a key that agrees.
