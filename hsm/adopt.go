@@ -3,6 +3,7 @@ package hsm
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 
@@ -154,14 +155,19 @@ func (t *Token) Diagnose(ctx context.Context) []token.Finding {
 	add := func(s token.Severity, text, mend string) {
 		out = append(out, token.Finding{Severity: s, Text: text, Mend: mend})
 	}
-	b, err := t.bind(ctx)
-	if err != nil {
-		add(token.SeverityError, err.Error(), "check that the device is plugged in and that the module "+t.module.Path()+" is its own")
+	var b *binding
+	var now tokenInfo
+	err := t.again(ctx, t.bind, func(found *binding) (err error) {
+		b = found
+		now, err = t.still(ctx, b)
+		return err
+	})
+	switch {
+	case errors.Is(err, token.ErrReplaced):
+		add(token.SeverityError, err.Error(), "put the token back; a new one needs a name of its own in the configuration, with its serial number")
 		return out
-	}
-	now, err := t.tokenInfo(ctx, b.child, b.info.slot)
-	if err != nil {
-		add(token.SeverityError, err.Error(), "unplug the device and plug it in again")
+	case err != nil:
+		add(token.SeverityError, err.Error(), "check that the device is plugged in and that the module "+t.module.Path()+" is its own")
 		return out
 	}
 	var names []string

@@ -257,12 +257,13 @@ func (t *Token) bind(ctx context.Context) (*binding, error) {
 		return b, nil
 	}
 	b, err := t.findLocked(ctx)
-	switch {
-	case errors.Is(err, token.ErrReplaced):
-		t.setInfo(nil, token.StateReplaced)
-		return nil, err
-	case err != nil:
-		t.setInfo(nil, token.StateAbsent)
+	if err != nil {
+		state := token.StateAbsent
+		if errors.Is(err, token.ErrReplaced) {
+			state = token.StateReplaced
+		}
+		t.setInfo(nil, state)
+		t.lookAgain()
 		return nil, err
 	}
 	t.publishLocked(t.loginAgainLocked(ctx, b))
@@ -353,6 +354,15 @@ func (t *Token) tokenInfo(ctx context.Context, c *child, slot uint64) (tokenInfo
 	}, nil
 }
 
+// still reads CK_TOKEN_INFO anew. It is an error, as if the module had said so, if the token in the slot is another.
+func (t *Token) still(ctx context.Context, b *binding) (tokenInfo, error) {
+	now, err := t.tokenInfo(ctx, b.child, b.info.slot)
+	if err == nil && now.serial != b.info.serial {
+		err = fmt.Errorf("serial %q instead of %q: %w", now.serial, b.info.serial, ckrTokenNotPresent)
+	}
+	return now, err
+}
+
 // searcher looks for a token that went away, until Close.
 func (t *Token) searcher() {
 	for {
@@ -392,18 +402,24 @@ func (t *Token) lookAgain() {
 // must be an operation that had no effect in that case. When the module crashed or hangs, f is not
 // run again: it may be what did it.
 func (t *Token) use(ctx context.Context, auth token.Auth, what string, f func(*binding) error) error {
-	err := t.try(ctx, auth, f)
-	if stale(err) {
-		err = t.try(ctx, auth, f)
-	}
-	if err != nil {
+	ready := func(ctx context.Context) (*binding, error) { return t.ready(ctx, auth) }
+	if err := t.again(ctx, ready, f); err != nil {
 		return fmt.Errorf("pkcs11: %s: %w", what, err)
 	}
 	return nil
 }
 
-func (t *Token) try(ctx context.Context, auth token.Auth, f func(*binding) error) error {
-	b, err := t.ready(ctx, auth)
+// again runs f with the token that find finds, once more if the token was lost.
+func (t *Token) again(ctx context.Context, find func(context.Context) (*binding, error), f func(*binding) error) error {
+	err := t.try(ctx, find, f)
+	if stale(err) {
+		err = t.try(ctx, find, f)
+	}
+	return err
+}
+
+func (t *Token) try(ctx context.Context, find func(context.Context) (*binding, error), f func(*binding) error) error {
+	b, err := find(ctx)
 	if err != nil {
 		return err
 	}

@@ -45,25 +45,7 @@ func (t *Token) Open(ctx context.Context, req token.OpenRequest) (token.Key, err
 
 // look runs f with the token, locked or not, once more if the device was lost.
 func (t *Token) look(ctx context.Context, what string, f func(*binding) error) error {
-	run := func() error {
-		b, err := t.bind(ctx)
-		if err != nil {
-			return err
-		}
-		err = f(b)
-		if deviceLost(err) {
-			t.module.reload(b.child)
-		}
-		if lost(err) {
-			t.lose(b)
-		}
-		return err
-	}
-	err := run()
-	if stale(err) {
-		err = run()
-	}
-	if err != nil {
+	if err := t.again(ctx, t.bind, f); err != nil {
 		return fmt.Errorf("pkcs11: %s: %w", what, err)
 	}
 	return nil
@@ -90,9 +72,12 @@ func (t *Token) checkObjects(ctx context.Context, b *binding, k kind, h handle, 
 	return nil
 }
 
-// missing is the error for a private key that is not found. The login may have been lost
-// unnoticed, with the last session; then nothing private is found.
+// missing is the error for a private key that is not found. The token may have been lost unnoticed, or
+// the login, with the last session; then nothing private is found.
 func (t *Token) missing(ctx context.Context, b *binding) error {
+	if _, err := t.still(ctx, b); err != nil {
+		return err
+	}
 	r, err := t.module.call(ctx, b.child, &call{op: opState, slot: b.info.slot})
 	if err != nil {
 		return err

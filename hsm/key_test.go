@@ -12,6 +12,7 @@ import (
 	"math/big"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -386,14 +387,61 @@ func TestTokenComesLater(t *testing.T) {
 	}
 	defer tok.Close()
 	s.AddToken(t, "late")
-	for tok.Info().State == token.StateAbsent {
-		if t.Context().Err() != nil {
-			t.Fatal("not found")
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
+	awaitState(t, tok, token.StateLocked)
 	if err := tok.Unlock(context.Background(), []byte(hsmtest.PIN)); err != nil {
 		t.Error(err)
+	}
+}
+
+// A token that is taken away, and another one that is put in its place, are noticed though the module says only
+// that it finds no keys; and the token is found when it comes back, without anybody asking, logged in as before.
+func TestTokenGoesAndComesBack(t *testing.T) {
+	t.Parallel()
+	s := hsmtest.SoftHSM(t)
+	m := newTestModule(t, s)
+	tok := openUnlocked(t, m, s)
+	k := signKeyFor(t, tok, token.P256)
+	wantSign(t, "before", k, nil)
+	tokens := filepath.Join(s.Dir, "tokens")
+	move := func(from, to string) {
+		t.Helper()
+		if err := errors.Join(os.Rename(from, to), os.MkdirAll(tokens, 0o700)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	kill := func() { // the module would go on with what it has read
+		m.mu.Lock()
+		c := m.child
+		m.mu.Unlock()
+		c.end(ErrCrashed)
+		<-c.dead
+	}
+	move(tokens, tokens+".away")
+	kill()
+	wantSign(t, "away", k, token.ErrAbsent)
+	s.AddToken(t, s.Label)
+	awaitState(t, tok, token.StateReplaced)
+	wantSign(t, "another in its place", k, token.ErrReplaced)
+	if found := tok.Diagnose(t.Context()); len(found) != 1 || !strings.Contains(found[0].Text, "serial") {
+		t.Errorf("another in its place: %v", found)
+	}
+	if err := os.RemoveAll(tokens); err != nil {
+		t.Fatal(err)
+	}
+	move(tokens+".away", tokens)
+	awaitState(t, tok, token.StateReady)
+	wantSign(t, "back", k, nil)
+}
+
+// awaitState waits until a token, which nobody uses, has a state. There is nothing to be told by.
+func awaitState(t *testing.T, tok *Token, want token.State) {
+	t.Helper()
+	ticker := time.NewTicker(10 * time.Millisecond)
+	defer ticker.Stop()
+	for deadline := time.Now().Add(30 * time.Second); tok.Info().State != want; <-ticker.C {
+		if time.Now().After(deadline) {
+			t.Fatalf("state is %q, want %q", tok.Info().State, want)
+		}
 	}
 }
 

@@ -54,9 +54,12 @@ const pinFlags = ckfPINCountLow | ckfPINFinalTry | ckfPINLocked
 // try. Errors: token.ErrAuthWrong, with ErrPINCountLow or ErrPINFinalTry where the token says so;
 // token.ErrLockedOut; token.ErrAbsent, token.ErrReplaced.
 func (t *Token) Unlock(ctx context.Context, pin []byte) error {
-	_, err := t.bind(ctx)
+	err := t.again(ctx, t.bind, func(b *binding) error {
+		_, err := t.still(ctx, b)
+		return err
+	})
 	if err == nil {
-		err = t.login(ctx, pin)
+		err = t.login(ctx, pin) // once
 	}
 	if err != nil {
 		return fmt.Errorf("pkcs11: unlock: %w", err)
@@ -114,13 +117,9 @@ func (t *Token) checkTriesLocked(ctx context.Context, b *binding, pin []byte) er
 	if len(pin) == 0 {
 		return &token.AuthError{Reason: token.ErrAuthNeeded, Kind: "PIN", TriesLeft: token.TriesUnknown}
 	}
-	now, err := t.tokenInfo(ctx, b.child, b.info.slot)
+	now, err := t.still(ctx, b)
 	if err != nil {
 		return err
-	}
-	if now.serial != b.info.serial {
-		t.lose(b)
-		return fmt.Errorf("%w: serial %q instead of %q", token.ErrReplaced, now.serial, b.info.serial)
 	}
 	if now.flags&ckfPINLocked != 0 {
 		return pinError(token.ErrAuthWrong, now.flags)

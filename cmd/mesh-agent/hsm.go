@@ -62,7 +62,7 @@ func (a *app) openPKCS11(ctx context.Context, modules []config.PKCS11, log *slog
 			return tokens, explainModule(err)
 		}
 		for _, name := range slices.Sorted(maps.Keys(c.Tokens)) {
-			t, err := a.openPKCS11Token(ctx, m, name, c.Tokens[name], log)
+			t, err := openPKCS11Token(ctx, m, name, c.Tokens[name], log)
 			if err != nil {
 				return tokens, err
 			}
@@ -80,7 +80,7 @@ func explainModule(err error) error {
 	return err
 }
 
-func (a *app) openPKCS11Token(ctx context.Context, m *hsm.Module, name, text string, log *slog.Logger) (*hsm.Token, error) {
+func openPKCS11Token(ctx context.Context, m *hsm.Module, name, text string, log *slog.Logger) (*hsm.Token, error) {
 	uri, err := hsm.ParseURI(text)
 	if errors.Is(err, hsm.ErrPINInURI) {
 		return nil, hint(fmt.Errorf("token %s: %w", name, err), "unlock it when it is needed: mesh-agent token unlock "+name)
@@ -94,9 +94,6 @@ func (a *app) openPKCS11Token(ctx context.Context, m *hsm.Module, name, text str
 	}
 	if t.Info().State == token.StateAbsent {
 		log.Warn("the token is not there; it is found when it comes", "token", name, "module", m.Path())
-	}
-	if err := a.unlockAtStart(ctx, t, log); err != nil {
-		return nil, errors.Join(err, t.Close())
 	}
 	return t, nil
 }

@@ -1,9 +1,13 @@
 package hsmtest
 
 import (
+	"errors"
+	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
+	"sync"
 	"testing"
 )
 
@@ -13,17 +17,38 @@ type Fake struct {
 	dir string
 }
 
-// NewFake compiles the fake module and makes its token.
-func NewFake(t testing.TB) Fake {
-	t.Helper()
+// compiled is the fake module, which is compiled once.
+var compiled = sync.OnceValues(func() (library []byte, err error) {
 	_, here, _, ok := runtime.Caller(0)
 	if !ok {
-		t.Fatal("no source file")
+		return nil, errors.New("no source file")
 	}
+	dir, err := os.MkdirTemp("", "fake")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(dir)
+	path := filepath.Join(dir, "fake.so")
+	source := filepath.Join(filepath.Dir(here), "testdata", "fake.c")
+	out, err := exec.Command("cc", "-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-o", path, source, "-ldl", "-lpthread").CombinedOutput()
+	if err != nil {
+		return nil, fmt.Errorf("cc: %w (run scripts/install-test-deps.sh)\n%s", err, out)
+	}
+	return os.ReadFile(path)
+})
+
+// NewFake makes a token of the fake module.
+func NewFake(t testing.TB) Fake {
+	t.Helper()
 	dir := t.TempDir()
 	library := filepath.Join(dir, "fake.so")
-	run(t, nil, "cc", "-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-o", library,
-		filepath.Join(filepath.Dir(here), "testdata", "fake.c"), "-ldl", "-lpthread")
+	octets, err := compiled()
+	if err == nil {
+		err = os.WriteFile(library, octets, 0o700)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
 	s := SoftHSM(t)
 	s.Environment = append(s.Environment, "FAKE_PKCS11_REAL="+s.Path, "FAKE_PKCS11_DIR="+dir)
 	s.Path = library
