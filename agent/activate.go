@@ -188,6 +188,7 @@ func (r *request) activate(ctx context.Context, id *identity, a activation) ([]b
 	case a.member.Order == device.OrderUnknown && !a.req.Confirm && !pin.Unused:
 		return nil, &failure{statusState, "Confirm: it is another connection than the one in use, and nothing in it says which is newer: no version and no date is signed"}
 	}
+	a.req.InsideOnly = a.req.InsideOnly || old != nil && old.InsideOnly
 	m := &maker{r: r, home: id.Home}
 	inside := a.insideDigests()
 	r.keepInside(inside) // before there is a key that opens them
@@ -250,7 +251,8 @@ func (r *request) noMoreGranted(a activation, next *devicestate.Membership) (*de
 // record describes the connection for the device's record.
 func (a activation) record(keys []devicestate.Key, inside []mesh.Binary) (*devicestate.Membership, error) {
 	next := &devicestate.Membership{
-		Udf: a.member.Account.Name(), Address: a.member.Account.Address, Active: true, Roles: a.member.Roles, Keys: keys, Inside: inside,
+		Udf: a.member.Account.Name(), Address: a.member.Account.Address, Active: true, Roles: a.member.Roles, Keys: keys,
+		InsideOnly: a.req.InsideOnly, Inside: inside,
 		History: *(&device.History{}).Adopt(a.entry, a.frame),
 	}
 	for _, x := range []struct {
@@ -329,7 +331,11 @@ func (a *Agent) keepInside(digests []mesh.Binary) {
 func (r *request) install(ctx context.Context, m *maker, a activation) (refused []string, err error) {
 	label := cmp.Or(a.member.Account.Address, a.member.Account.Name())
 	for _, c := range a.member.Contributions {
-		note, err := r.combine(ctx, m, a.member.Device.Base(c.Operation), c, label)
+		use := combinedUses[c.Operation]
+		if c.Operation == device.Encrypt && a.req.InsideOnly {
+			use = token.UseSeal
+		}
+		note, err := r.combine(ctx, m, a.member.Device.Base(c.Operation), use, c, label)
 		if err != nil {
 			return nil, err
 		}
@@ -348,13 +354,13 @@ func (r *request) install(ctx context.Context, m *maker, a activation) (refused 
 }
 
 // combine makes one combined key, unless it is there from the same activation.
-func (r *request) combine(ctx context.Context, m *maker, base token.PublicKey, c *device.Contribution, label string) (refused []string, err error) {
+func (r *request) combine(ctx context.Context, m *maker, base token.PublicKey, use token.Use, c *device.Contribution, label string) (refused []string, err error) {
 	name := combinedNames[c.Operation]
-	if held, err := r.ring.Snapshot().FindPublic(c.Combined); err == nil && held.Use == combinedUses[c.Operation] {
+	if held, err := r.ring.Snapshot().FindPublic(c.Combined); err == nil && held.Use == use {
 		m.made = append(m.made, devicestate.Key{Name: name, Udf: held.Udf})
 		return nil, nil
 	}
-	_, err = m.add(ctx, base, wish{name: name, label: label + " " + name, use: combinedUses[c.Operation], private: c.Private})
+	_, err = m.add(ctx, base, wish{name: name, label: label + " " + name, use: use, private: c.Private})
 	if errors.Is(err, token.ErrUnsupported) && c.Operation == device.Sign {
 		return []string{fmt.Sprintf("%s: %v", name, err)}, nil
 	}

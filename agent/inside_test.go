@@ -274,3 +274,36 @@ func TestLesserConnection(t *testing.T) {
 		t.Errorf("revocation: %d %s, account's key %t", end.Status, end.StatusDescription, has(x.Account.Encryption))
 	}
 }
+
+// TestInsideOnly has a device whose combined key is of no use to clients, and stays so.
+func TestInsideOnly(t *testing.T) {
+	t.Parallel()
+	a, x := newDeviceAgent(t), newTestAccount(t, mesh.G1)
+	d := initDevice(t, a, mesh.DeviceInitRequest{})
+	approve(t, a, x.Account.Name())
+	for i, edit := range []func(*mesh.DeviceActivateRequest){
+		func(q *mesh.DeviceActivateRequest) { q.InsideOnly = true },
+		func(q *mesh.DeviceActivateRequest) { q.Update, q.Confirm = true, true },
+	} {
+		r := activate(t, a, x.connect(t, d), edit)
+		if r.Status != mesh.StatusOK {
+			t.Fatalf("activate: %d %s", r.Status, r.StatusDescription)
+		}
+		k := keyNamed(t, r.Account.Keys, "DeviceEncryption")
+		if k.Use != string(token.UseSeal) {
+			t.Fatalf("connection %d: use %s", i+1, k.Use)
+		}
+		e, err := a.ring.Snapshot().Find(k.Udf)
+		if err != nil {
+			t.Fatal(err)
+		}
+		letter, err := mesh.Encrypt(rand.Reader, []byte("hello"), "", e.Public)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := &connected{agent: a, udf: k.Udf}
+		if got := c.decrypt(t, letter.Header.Recipients[0]); got.Status != statusForbidden || !strings.HasPrefix(got.Error, "use") {
+			t.Errorf("connection %d: %+v", i+1, got)
+		}
+	}
+}

@@ -198,6 +198,7 @@ type DeviceActivateRequest struct {
 	Accept       []string           `json:",omitzero"` // UDFs of application keys that a person accepts
 	Unsolicited  bool               `json:",omitzero"` // an answer to no request of this device, as one that was preconfigured gets
 	AllowUnnamed bool               `json:",omitzero"` // connections before May 2022 do not name the account
+	InsideOnly   bool               `json:",omitzero"` // the device's combined key has use seal: it opens activations only, for no client; updates keep to it
 	Frame        *CatalogFrame      `json:",omitzero"`
 }
 

@@ -366,6 +366,7 @@ all of it and takes it into use in place of the one before, or an enveloped Devi
 	c.Flags().BoolVar(&req.Confirm, "confirm", false, "it is newer than the one in use")
 	c.Flags().BoolVar(&req.Unsolicited, "unsolicited", false, "accept an answer although this device asked for none, as one that was preconfigured")
 	c.Flags().BoolVar(&req.AllowUnnamed, "allow-unnamed-account", false, "accept connections that name no account, as those before May 2022")
+	c.Flags().BoolVar(&req.InsideOnly, "inside-only", false, "nothing that is encrypted to the device opens for clients, only activations inside the agent")
 	c.Flags().Int64Var(&index, "frame", 0, "`index` of the entry's frame in the account's catalog")
 	c.Flags().StringVar(&tree, "frame-tree", "", "apex `digest` of the catalog's Merkle tree with that frame, base64url")
 	return c

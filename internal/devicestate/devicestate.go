@@ -98,6 +98,8 @@ type Membership struct {
 	ConnectionDevice  strictjson.Value `json:",omitzero"`
 	ConnectionService strictjson.Value `json:",omitzero"`
 	History           device.History
+	// InsideOnly says that DeviceEncryption has use seal.
+	InsideOnly bool `json:",omitzero"`
 	// Inside are digests of the ephemeral keys of activations: what these wrap is
 	// opened inside the agent only.
 	Inside []mesh.Binary `json:",omitzero"`
