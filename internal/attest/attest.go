@@ -287,15 +287,11 @@ func checkFormat(f token.AttestFormat) error {
 
 // encode writes a document.
 func encode(tag string, v any) ([]byte, error) {
-	tagged, err := strictjson.NewTagged(tag, v)
+	body, err := strictjson.Marshal(v)
 	if err != nil {
 		return nil, fmt.Errorf("write %s: %w", tag, err)
 	}
-	out, err := strictjson.Marshal(tagged)
-	if err != nil {
-		return nil, fmt.Errorf("write %s: %w", tag, err)
-	}
-	return append(out, '\n'), nil
+	return fmt.Appendf(nil, `{"%s":%s}`+"\n", tag, body), nil
 }
 
 // decode reads a document in its one encoding.
