@@ -185,7 +185,7 @@ func (t *Token) Diagnose(ctx context.Context) []token.Finding {
 	case now.flags&ckfLoginRequired != 0 && now.flags&ckfPINInitialized == 0:
 		add(token.SeverityError, "the token has no user PIN", "set one with the vendor's program")
 	}
-	if b.needsLogin() {
+	if b.needsLogin() && now.flags&ckfPINLocked == 0 {
 		add(token.SeverityInfo, "locked; how it protects keys is tried when it is unlocked", "mesh-agent token unlock "+t.name)
 	}
 	t.lock <- struct{}{}

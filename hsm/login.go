@@ -145,6 +145,9 @@ func (t *Token) loginResultLocked(ctx context.Context, b *binding, pin []byte, e
 			flags |= ckfPINLocked
 		}
 		t.rejected.remember(pin, flags)
+		if flags&ckfPINLocked != 0 { // this was the last try: locked out goes before wrong
+			return fmt.Errorf("%w (%v)", pinError(token.ErrAuthWrong, flags), err)
+		}
 		return fmt.Errorf("%w: %w", pinError(token.ErrAuthWrong, flags), err)
 	}
 	if err == nil {
