@@ -47,6 +47,13 @@ A PIV card such as a YubiKey is the token "piv:" and its serial number if --piv 
 configuration names that. The card need not be plugged in yet, and is shared with other
 programs. Its PIN may come as the systemd credential piv-SERIAL-pin.
 
+Tokens of PKCS#11 modules, HSMs and others, have the names that the configuration gives them:
+  [[pkcs11]]
+  module = "/usr/lib/softhsm/libsofthsm2.so"
+  tokens = { hsm = "pkcs11:token=mine;serial=0123456789abcdef" }
+The PIN of this one may come as the systemd credential hsm-pin. Each module runs in a process
+of its own. A static binary has none ("mesh-agent --version" tells).
+
 The token "soft" is there only if asked for. With --software-keys a passphrase protects its
 keys: the systemd credential softkey-passphrase, else the terminal asks. With
 --insecure-software-keys a random key in a file beside them does, which protects them from
