@@ -48,9 +48,11 @@ configuration names that. The card need not be plugged in yet, and is shared wit
 programs. Its PIN may come as the systemd credential piv-SERIAL-pin.
 
 Tokens of PKCS#11 modules, HSMs and others, have the names that the configuration gives them:
-  [[pkcs11]]
-  module = "/usr/lib/softhsm/libsofthsm2.so"
-  tokens = { hsm = "pkcs11:token=mine;serial=0123456789abcdef" }
+
+    [[pkcs11]]
+    module = "/usr/lib/softhsm/libsofthsm2.so"
+    tokens = { hsm = "pkcs11:token=mine;serial=0123456789abcdef" }
+
 The PIN of this one may come as the systemd credential hsm-pin. Each module runs in a process
 of its own. A static binary has none ("mesh-agent --version" tells).
 
