@@ -91,7 +91,7 @@ var adviceForStatus = map[int]string{
 	408: "try again and touch the token when it blinks",
 	409: "see the agent's state: mesh-agent status",
 	422: "the point is not one that a correct program sends; get a new one from where it came",
-	423: "find out who tried wrong PINs; mesh-agent doctor says whether waiting helps",
+	423: "wait, and find out who tried wrong PINs; mesh-agent doctor says what else helps",
 	429: "try again in a moment",
 	500: "the agent's log has the incident of this number",
 	501: "see what the token can do: mesh-agent token list",
