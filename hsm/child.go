@@ -183,7 +183,13 @@ func (c *child) call(ctx context.Context, request *call, timeout time.Duration) 
 	}
 	select {
 	case frame := <-p.answer:
-		return decodeReply(frame)
+		r, err := decodeReply(frame)
+		if err != nil {
+			c.garbled(err)
+			<-c.dead
+			return nil, c.err
+		}
+		return r, nil
 	case <-c.dead:
 		return nil, c.err
 	case <-ctx.Done():
@@ -289,13 +295,19 @@ func (c *child) read() {
 			return
 		}
 		number, frame, err := cutNumber(buf[:n])
-		if err != nil || !c.finish(number, frame) {
-			c.end(fmt.Errorf("%w: an answer to no call: %w", ErrCrashed, errFrame))
+		if err == nil && !c.finish(number, frame) {
+			err = errors.New("an answer to no call")
+		}
+		if err != nil {
+			c.garbled(err)
 			return
 		}
 		clear(buf[:n])
 	}
 }
+
+// garbled ends a process that sends what is no answer.
+func (c *child) garbled(err error) { c.end(fmt.Errorf("%w: %w", ErrCrashed, err)) }
 
 // hungUp makes sure that a process whose socket is closed ends.
 func (c *child) hungUp(err error) {

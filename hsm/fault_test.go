@@ -3,6 +3,8 @@ package hsm
 import (
 	"context"
 	"errors"
+	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -114,6 +116,47 @@ func TestCrashAndHang(t *testing.T) {
 	}
 	if untouched.child.cmd.Process.Pid != before {
 		t.Error("the other module's process was replaced")
+	}
+}
+
+// babble is a helper that loads its module well and then answers every call with nonsense.
+func babble(hex string) error {
+	nonsense, err := strconv.Unquote(`"` + hex + `"`)
+	if err != nil {
+		return err
+	}
+	s := newServer(&socket{helperFD})
+	number, _, err := s.next()
+	if err == nil {
+		err = s.reply(number, &reply{})
+	}
+	for err == nil {
+		if number, _, err = s.next(); err == nil {
+			_, err = s.conn.Write([]byte(strings.ReplaceAll(nonsense, "N", string(rune(number)))))
+		}
+	}
+	return err
+}
+
+// A helper whose memory the module has spoilt is ended, whatever it says.
+func TestNonsense(t *testing.T) {
+	t.Parallel()
+	for _, nonsense := range []string{
+		`\x7f`, `\xff`, `\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff`, // no number of a call, or no number
+		`N`, `N\x00\x00\x00\x00`, `N\x00\x7f`, `N\x00\x00\xff\xff\xff\xff\x0f`, // no reply
+		`N\x00\x00\x00\x00\x01\x01\xff\xff\xff\xff\x0f`, // an object with very many attributes
+		`N\x00\x00\x00\x00\x00\x00`,                     // more than a reply
+	} {
+		m := newTestModule(t, hsmtest.Setup{Path: "/nonexistent"}, func(o *ModuleOptions) {
+			o.Helper, o.Stderr = []string{executable(t), madArgument, nonsense}, nil
+		})
+		c, err := m.ensure(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := m.call(t.Context(), c, &call{op: opSlots}); !errors.Is(err, ErrCrashed) || c.alive() {
+			t.Errorf("%s: %v, want ErrCrashed", nonsense, err)
+		}
 	}
 }
 

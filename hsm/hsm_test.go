@@ -14,12 +14,15 @@ import (
 const (
 	helperArgument = "pkcs11-helper-of-the-tests"
 	clientArgument = "client-of-the-benchmarks"
+	madArgument    = "helper-out-of-its-mind"
 )
 
 func TestMain(m *testing.M) {
 	switch args := os.Args[1:]; {
 	case len(args) == 1 && args[0] == helperArgument:
 		exit(ServeModule())
+	case len(args) == 2 && args[0] == madArgument:
+		exit(babble(args[1]))
 	case len(args) == 5 && args[0] == clientArgument:
 		exit(signAsClient(args[1], args[2], args[3], args[4]))
 	}
