@@ -4,8 +4,6 @@ import (
 	"context"
 	"crypto/aes"
 	"crypto/cipher"
-	"crypto/ecdh"
-	"crypto/hpke"
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/sha256"
@@ -229,7 +227,7 @@ func (s *sealKey) seal(secret, associated []byte) ([]byte, error) {
 	out := sealed{form: s.form, handle: s.handle, public: s.public.Octets}
 	var err error
 	if s.form == formECDH {
-		out.ciphertext, err = s.sealECDH(secret, info(associated))
+		out.ciphertext, err = token.EncryptTo(s.public, info(associated), secret)
 	} else {
 		out.ciphertext, err = s.sealRSA(secret, info(associated))
 	}
@@ -237,18 +235,6 @@ func (s *sealKey) seal(secret, associated []byte) ([]byte, error) {
 		return nil, err
 	}
 	return out.encode(), nil
-}
-
-func (s *sealKey) sealECDH(secret, info []byte) ([]byte, error) {
-	public, err := ecdh.P256().NewPublicKey(s.public.Octets)
-	if err != nil {
-		return nil, err
-	}
-	to, err := hpke.NewDHKEMPublicKey(public)
-	if err != nil {
-		return nil, err
-	}
-	return hpke.Seal(to, hpke.HKDFSHA256(), hpke.AES256GCM(), info, secret)
 }
 
 func (s *sealKey) sealRSA(secret, info []byte) ([]byte, error) {
@@ -277,29 +263,9 @@ func newGCM(key []byte) (cipher.AEAD, error) {
 // open decrypts.
 func (s *sealKey) open(ctx context.Context, auth token.Auth, ciphertext, associated []byte) ([]byte, error) {
 	if s.form == formECDH {
-		return s.openECDH(ctx, auth, ciphertext, info(associated))
+		return token.DecryptWith(ctx, s.agree, auth, info(associated), ciphertext)
 	}
 	return s.openRSA(ctx, auth, ciphertext, info(associated))
-}
-
-func (s *sealKey) openECDH(ctx context.Context, auth token.Auth, ciphertext, info []byte) ([]byte, error) {
-	public, err := ecdh.P256().NewPublicKey(s.public.Octets)
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", token.ErrCorrupt, err)
-	}
-	exchanger := &exchanger{ctx: ctx, auth: auth, key: s.agree, public: public}
-	private, err := hpke.NewDHKEMPrivateKey(exchanger)
-	if err != nil {
-		return nil, err
-	}
-	secret, err := hpke.Open(private, hpke.HKDFSHA256(), hpke.AES256GCM(), info, ciphertext)
-	if exchanger.err != nil {
-		return nil, exchanger.err
-	}
-	if err != nil {
-		return nil, fmt.Errorf("%w: it does not open", token.ErrCorrupt)
-	}
-	return secret, nil
 }
 
 func (s *sealKey) openRSA(ctx context.Context, auth token.Auth, ciphertext, info []byte) ([]byte, error) {
@@ -325,32 +291,6 @@ func (s *sealKey) openRSA(ctx context.Context, auth token.Auth, ciphertext, info
 		return nil, corrupt
 	}
 	return secret, nil
-}
-
-// exchanger is the token's key for the standard library's HPKE, for one operation.
-type exchanger struct {
-	ctx    context.Context
-	auth   token.Auth
-	key    *agreeKey
-	public *ecdh.PublicKey
-	err    error // that the token returned
-}
-
-var _ ecdh.KeyExchanger = (*exchanger)(nil)
-
-// PublicKey returns the public half.
-func (e *exchanger) PublicKey() *ecdh.PublicKey { return e.public }
-
-// Curve returns P-256.
-func (e *exchanger) Curve() ecdh.Curve { return ecdh.P256() }
-
-// ECDH agrees in the token. A point that it refuses came with the ciphertext.
-func (e *exchanger) ECDH(peer *ecdh.PublicKey) ([]byte, error) {
-	x, err := e.key.Agree(e.ctx, token.AgreeRequest{Peer: peer.Bytes(), Auth: e.auth})
-	if err != nil && !errors.Is(err, token.ErrBadPoint) {
-		e.err = err
-	}
-	return x, err
 }
 
 // sealed is the blob, taken apart.

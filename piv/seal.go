@@ -2,8 +2,6 @@ package piv
 
 import (
 	"context"
-	"crypto/ecdh"
-	"crypto/hpke"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -174,15 +172,7 @@ func sealInfo(associated []byte) []byte {
 }
 
 func sealTo(key token.Created, secret, associated []byte) ([]byte, error) {
-	public, err := ecdh.P256().NewPublicKey(key.Public.Octets)
-	if err != nil {
-		return nil, err
-	}
-	to, err := hpke.NewDHKEMPublicKey(public)
-	if err != nil {
-		return nil, err
-	}
-	ciphertext, err := hpke.Seal(to, hpke.HKDFSHA256(), hpke.AES256GCM(), sealInfo(associated), secret)
+	ciphertext, err := token.EncryptTo(key.Public, sealInfo(associated), secret)
 	if err != nil {
 		return nil, err
 	}
@@ -200,10 +190,6 @@ func (t *Token) Unseal(ctx context.Context, req token.UnsealRequest) ([]byte, er
 		return nil, corrupt("not a secret sealed by a PIV card")
 	}
 	octets := req.Blob[1+handleLen : sealHeadLen]
-	public, err := ecdh.P256().NewPublicKey(octets)
-	if err != nil {
-		return nil, corrupt(err)
-	}
 	k, err := t.Open(ctx, token.OpenRequest{
 		Handle: req.Blob[1 : 1+handleLen], Use: token.UseSeal, Public: token.PublicKey{Algorithm: token.P256, Octets: octets},
 	})
@@ -213,44 +199,5 @@ func (t *Token) Unseal(ctx context.Context, req token.UnsealRequest) ([]byte, er
 	if err != nil {
 		return nil, err
 	}
-	exchanger := &exchanger{ctx: ctx, auth: req.Auth, key: k.(*agreeKey), public: public}
-	private, err := hpke.NewDHKEMPrivateKey(exchanger)
-	if err != nil {
-		return nil, corrupt(err)
-	}
-	secret, err := hpke.Open(private, hpke.HKDFSHA256(), hpke.AES256GCM(), sealInfo(req.Associated), req.Blob[sealHeadLen:])
-	if exchanger.err != nil {
-		return nil, exchanger.err
-	}
-	if err != nil {
-		return nil, corrupt("it does not open")
-	}
-	return secret, nil
-}
-
-// exchanger is a key of the card for the standard library's HPKE, for one operation.
-type exchanger struct {
-	ctx    context.Context
-	auth   token.Auth
-	key    *agreeKey
-	public *ecdh.PublicKey
-	err    error // that the card returned
-}
-
-var _ ecdh.KeyExchanger = (*exchanger)(nil)
-
-// PublicKey returns the public half.
-func (e *exchanger) PublicKey() *ecdh.PublicKey { return e.public }
-
-// Curve returns P-256.
-func (e *exchanger) Curve() ecdh.Curve { return ecdh.P256() }
-
-// ECDH agrees in the card and returns the x-coordinate.
-func (e *exchanger) ECDH(peer *ecdh.PublicKey) ([]byte, error) {
-	point, err := e.key.AgreePoint(e.ctx, token.AgreeRequest{Peer: peer.Bytes(), Auth: e.auth})
-	if err != nil {
-		e.err = err
-		return nil, err
-	}
-	return point[1 : 1+(len(point)-1)/2], nil
+	return token.DecryptWith(ctx, k, req.Auth, sealInfo(req.Associated), req.Blob[sealHeadLen:])
 }
