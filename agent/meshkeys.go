@@ -201,6 +201,7 @@ func (r *request) namedKeys(keys []devicestate.Key) []mesh.NamedKey {
 	for _, k := range keys {
 		n := mesh.NamedKey{Name: k.Name, Udf: k.Udf}
 		if e, err := snapshot.Find(k.Udf); err == nil {
+			n.UdfG2 = e.UdfG2
 			n.Algorithm, n.Use, n.Token, n.Protection = string(e.Algorithm), string(e.Use), e.Token, e.Protected()
 		}
 		out = append(out, n)

@@ -119,6 +119,7 @@ type DeviceInfo struct {
 type NamedKey struct {
 	Name       string // such as Encryption, MMM_Contact, ClientKey
 	Udf        string
+	UdfG2      string `json:",omitzero"` // absent if the key is gone
 	Algorithm  string
 	Use        string
 	Token      string

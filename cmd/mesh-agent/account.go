@@ -270,7 +270,7 @@ func newAccountShowCommand(a *app) *cobra.Command {
 				return a.printJSON(account)
 			}
 			rows := [][]string{{"udf", account.Udf}, {"address", account.Address}, {"generation", account.Generation}}
-			rows = append(rows, keyRows("", account.Keys)...)
+			rows = append(rows, keyRows(account.Generation, "", account.Keys)...)
 			for _, d := range deviceRows(*account) {
 				rows = append(rows, []string{"device", d[2] + " " + d[3]})
 			}

@@ -157,7 +157,7 @@ func (a *app) printDevice(d *mesh.DeviceInfo) error {
 	for _, n := range d.Notes {
 		rows = append(rows, []string{"", n})
 	}
-	rows = append(rows, keyRows("base ", d.Keys)...)
+	rows = append(rows, keyRows(d.Generation, "base ", d.Keys)...)
 	for _, p := range d.Approved {
 		rows = append(rows, []string{"approved", p.Udf + " " + p.Address})
 	}
@@ -169,16 +169,21 @@ func (a *app) printDevice(d *mesh.DeviceInfo) error {
 		if len(m.Roles) > 0 {
 			rows = append(rows, []string{"roles", strings.Join(m.Roles, ", ")})
 		}
-		rows = append(rows, keyRows("", m.Keys)...)
+		rows = append(rows, keyRows(d.Generation, "", m.Keys)...)
 	}
 	return a.printTable(rows)
 }
 
-func keyRows(prefix string, keys []mesh.NamedKey) (rows [][]string) {
+// keyRows describes keys, by their names in a generation.
+func keyRows(generation, prefix string, keys []mesh.NamedKey) (rows [][]string) {
 	for _, k := range keys {
 		text := k.Udf + "  gone"
 		if k.Algorithm != "" {
-			text = fmt.Sprintf("%s  %s, use %s, %s (%s)", k.Udf, k.Algorithm, k.Use, k.Protection, k.Token)
+			udf := k.Udf
+			if generation == mesh.G2.String() {
+				udf = k.UdfG2
+			}
+			text = fmt.Sprintf("%s  %s, use %s, %s (%s)", udf, k.Algorithm, k.Use, k.Protection, k.Token)
 		}
 		rows = append(rows, []string{prefix + k.Name, text})
 	}
@@ -389,7 +394,7 @@ func (a *app) activate(ctx context.Context, req mesh.DeviceActivateRequest) erro
 			return nil
 		}
 		a.say("connected to %s %s", done.Account.Udf, done.Account.Address)
-		return a.printTable(keyRows("", done.Account.Keys))
+		return a.printTable(keyRows("", "", done.Account.Keys))
 	})
 }
 
