@@ -134,6 +134,7 @@ func setupScript(env *testscript.Env) error {
 	env.Values[testingKey{}] = env.T().(testing.TB)
 	env.Setenv("DATA", data)
 	env.Setenv("HOME", env.WorkDir)
+	env.Setenv("GORACE", "atexit_sleep_ms=0") // with -race every process would take a second to end
 	env.Setenv("PATH", env.Getenv("PATH")+":/usr/sbin:/sbin")
 	return nil
 }
