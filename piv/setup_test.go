@@ -140,7 +140,7 @@ func TestDiagnose(t *testing.T) {
 	find(b, token.SeverityError, ErrBusy.Error())
 	b.daemon.Inject(nil)
 
-	patient := b.open(t, Options{Timeout: 300 * time.Millisecond})
+	patient := b.open(t, Options{Timeout: 3 * time.Second})
 	client, err := pcsc.Dial(t.Context(), b.daemon.Socket)
 	if err != nil {
 		t.Fatal(err)
