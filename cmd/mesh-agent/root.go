@@ -37,9 +37,10 @@ func newRootCommand(a *app) *cobra.Command {
 		newAccountCommand(a),
 		newHelperCommand(),
 	)
-	root.Long = `mesh-agent guards the private keys of one device. Keys live in tokens: a TPM 2.0, or
-software for machines without one. "mesh-agent serve" is the daemon; SSH and Mesh
-clients talk to it over Unix sockets, and so do the other commands.`
+	root.Long = `mesh-agent guards the private keys of one device. Keys live in tokens: a TPM 2.0, a
+PIV card, an HSM behind a PKCS #11 module, or software where there is no hardware.
+"mesh-agent serve" is the daemon; SSH and Mesh clients talk to it over Unix sockets, and so
+do the other commands.`
 	root.Version = version()
 	root.SilenceErrors, root.SilenceUsage = true, true
 	root.SetIn(a.stdin)
