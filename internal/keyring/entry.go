@@ -20,7 +20,7 @@ const (
 
 // Entry is one key as it was when the entry was handed out. Its fields are for reading.
 type Entry struct {
-	Udf, UdfG2 string // G1 and G2, 28 characters with dashes; equal for NIST curves and RSA
+	Udf, UdfG2 string // G1 and G2, 28 characters with dashes; equal for NIST curves
 	Algorithm  token.Algorithm
 	Use        token.Use
 	Token      string           // name of the token, of the first part of a composite
