@@ -210,24 +210,24 @@ func (k *Keyring) reserve(ctx context.Context, index [sha256.Size]byte) (release
 	}
 }
 
-// reserveBoth is reserve for two keys, which may be one. All take them in the same order.
-func (k *Keyring) reserveBoth(ctx context.Context, a, b [sha256.Size]byte) (release func(), err error) {
-	switch bytes.Compare(a[:], b[:]) {
-	case 0:
-		return k.reserve(ctx, a)
-	case 1:
-		a, b = b, a
+// reserveAll is reserve for several keys, of which some may be one. All take them in the same order.
+func (k *Keyring) reserveAll(ctx context.Context, indices ...[sha256.Size]byte) (release func(), err error) {
+	slices.SortFunc(indices, func(a, b [sha256.Size]byte) int { return bytes.Compare(a[:], b[:]) })
+	var held []func()
+	release = func() {
+		for _, f := range slices.Backward(held) {
+			f()
+		}
 	}
-	first, err := k.reserve(ctx, a)
-	if err != nil {
-		return nil, err
+	for _, index := range slices.Compact(indices) {
+		one, err := k.reserve(ctx, index)
+		if err != nil {
+			release()
+			return nil, err
+		}
+		held = append(held, one)
 	}
-	second, err := k.reserve(ctx, b)
-	if err != nil {
-		first()
-		return nil, err
-	}
-	return func() { second(); first() }, nil
+	return release, nil
 }
 
 func (k *Keyring) release(index [sha256.Size]byte, turn wait) {

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 
 	"github.com/mesh-agent/mesh-agent/internal/store"
 	"github.com/mesh-agent/mesh-agent/keyshare"
@@ -623,6 +624,43 @@ func TestCompositeReservesBase(t *testing.T) {
 	}
 	_, err = f.AddComposite(ctx, nil, spec)
 	wantErr(t, "AddComposite on a deleted base", err, token.ErrNotFound)
+}
+
+// TestDeleteTogether deletes a base while a composite of it is being deleted: the object that they share
+// goes with the last of them.
+func TestDeleteTogether(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		ctx := t.Context()
+		fake, other := fakeTPM(), tokentest.NewFake(tokentest.FakeOptions{Name: "other"})
+		f := newRing(t, fake, other)
+		base := f.generate(t, "tpm", token.P256, token.UseAgree)
+		composite, err := f.AddComposite(ctx, nil, CompositeSpec{
+			Base: base.Udf, Token: "other", Use: token.UseAgree,
+			Contribution: &token.PrivateKey{Algorithm: token.P256, Scalar: randomScalar(t, token.P256).Bytes()},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		deleted := make(chan error, 1)
+		gate := func(context.Context, string) (func(), error) { // once: at the contribution
+			go func() {
+				_, err := f.Delete(ctx, nil, base.Udf)
+				deleted <- err
+			}()
+			synctest.Wait() // the base is deleted, or waits
+			return func() {}, nil
+		}
+		if _, err := f.Delete(ctx, gate, composite.Udf); err != nil {
+			t.Fatal(err)
+		}
+		if err := <-deleted; err != nil {
+			t.Fatal(err)
+		}
+		if n, m := fake.Keys(), other.Keys(); n != 0 || m != 0 {
+			t.Errorf("%d and %d keys are left in the tokens", n, m)
+		}
+	})
 }
 
 // TestComposite adds a software contribution to a key in a token, as activation does.

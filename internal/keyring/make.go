@@ -2,6 +2,7 @@ package keyring
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"slices"
@@ -165,7 +166,7 @@ func (k *Keyring) AddComposite(ctx context.Context, gate Gate, spec CompositeSpe
 	if err != nil {
 		return nil, err
 	}
-	release, err := k.reserveBoth(ctx, base.Public.Index(), public.Index())
+	release, err := k.reserveAll(ctx, base.Public.Index(), public.Index())
 	if err != nil {
 		return nil, err
 	}
@@ -233,7 +234,7 @@ func (k *Keyring) Delete(ctx context.Context, gate Gate, keyID string) (*Entry, 
 	if err != nil {
 		return nil, err
 	}
-	release, err := k.reserve(ctx, e.Public.Index())
+	release, err := k.reserveAll(ctx, e.slot.indices()...)
 	if err != nil {
 		return nil, err
 	}
@@ -259,6 +260,16 @@ func (k *Keyring) Delete(ctx context.Context, gate Gate, keyID string) (*Entry, 
 		errs = append(errs, p.forget())
 	}
 	return e, errors.Join(errs...)
+}
+
+// indices are those of the key and of its parts. Who deletes a key reserves all: of two keys that share a
+// part, deleted at once, each would otherwise leave the part to the other.
+func (s *slot) indices() [][sha256.Size]byte {
+	out := [][sha256.Size]byte{s.public.Index()}
+	for _, p := range s.parts {
+		out = append(out, p.public.Index())
+	}
+	return out
 }
 
 func (k *Keyring) deleteParts(ctx context.Context, gate Gate, s *slot) error {
