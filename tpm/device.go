@@ -79,17 +79,33 @@ func run[R any](d *device, c command[R], sessions ...tpm2.Session) (*R, error) {
 	case !errors.As(err, &rc):
 		return nil, broken("parse response", err)
 	}
-	return nil, staleOr(err)
+	return nil, d.staleOr(err)
 }
 
-// staleOr marks a response code that says that the TPM has forgotten what was loaded.
-func staleOr(err error) error {
+// staleOr marks a response code that says that the TPM has forgotten what was loaded, or that its
+// session is not the one that this end knows. To try again costs no PIN: TPM_RC_BAD_AUTH is of
+// objects without dictionary-attack protection.
+func (d *device) staleOr(err error) error {
 	const sessions = tpm2.TPMRCReferenceS6
 	var rc tpm2.TPMRC
-	if errors.As(err, &rc) && (rc.Is(tpm2.TPMRCInitialize) || rc >= tpm2.TPMRCReferenceH0 && rc <= sessions) {
+	if !errors.As(err, &rc) {
+		return err
+	}
+	if rc.Is(tpm2.TPMRCInitialize) || rc >= tpm2.TPMRCReferenceH0 && rc <= sessions || d.mistaken(rc) {
 		return fmt.Errorf("%w: %w", errStale, err)
 	}
 	return err
+}
+
+// mistaken reports whether a response code says that a handle is none, or a session another one.
+func (d *device) mistaken(rc tpm2.TPMRC) bool {
+	var e tpm2.TPMFmt1Error
+	if d.session == nil || !errors.As(rc, &e) {
+		return false
+	}
+	handle, _ := e.Handle()
+	session, _ := e.Session()
+	return rc.Is(tpm2.TPMRCValue) && (handle || session) || rc.Is(tpm2.TPMRCBadAuth) && session
 }
 
 // auth authorizes the use of an object in a command of go-tpm.
@@ -119,7 +135,21 @@ func (d *device) start(pinned []byte) (*token.Info, error) {
 	if d.session, err = d.startSession(tpm2.TPMSEHMAC); err != nil {
 		return nil, fmt.Errorf("start session: %w", err)
 	}
+	if err := d.tryOut(); err != nil {
+		return nil, fmt.Errorf("try session out: %w", err)
+	}
 	return info, nil
+}
+
+// tryOut makes sure that both ends have the same session key, before a PIN would seem wrong because
+// they do not, and count as such.
+func (d *device) tryOut() error {
+	_, err := run(d, tpm2.GetRandom{BytesRequested: 1}, d.authorize(nil, outward))
+	var refused tpm2.TPMFmt1Error
+	if errors.As(err, &refused) {
+		return broken("use session", err)
+	}
+	return err
 }
 
 // startup gives TPM2_Startup to a TPM that was initialised and not started, which the
@@ -166,8 +196,12 @@ func (d *device) handles(first uint32) ([]tpm2.TPMHandle, error) {
 	return list.Handle, nil
 }
 
+// flush unloads an object or a session. If it is not there, nothing else is known to be.
 func (d *device) flush(h tpm2.TPMHandle) error {
 	_, err := run(d, tpm2.FlushContext{FlushHandle: h})
+	if errors.Is(err, tpm2.TPMRCHandle) || errors.Is(err, tpm2.TPMRCValue) {
+		return fmt.Errorf("%w: %w", errStale, err)
+	}
 	return err
 }
 
@@ -417,6 +451,14 @@ func (d *device) drop(o *object) error {
 	}
 	d.loaded = slices.Delete(d.loaded, i, i+1)
 	return nil
+}
+
+// thenDrop unloads an object after what was done with it.
+func (d *device) thenDrop(o *object, err error) error {
+	if err != nil && lost(err) {
+		return err
+	}
+	return errors.Join(err, d.drop(o))
 }
 
 func (d *device) load(o *object) (h tpm2.NamedHandle, err error) {

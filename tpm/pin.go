@@ -205,13 +205,13 @@ func (o *offer) keyValue(d *device, what string) ([]byte, error) {
 }
 
 // openPIN checks an authorization value of the PIN object and returns what it holds.
-func (d *device) openPIN(o *object, value []byte) ([]byte, error) {
+func (d *device) openPIN(o *object, value []byte) (s []byte, err error) {
 	h, err := d.use(o)
 	if err != nil {
 		return nil, err
 	}
-	defer d.drop(o)
-	s, err := d.unseal(h, value)
+	defer func() { err = d.thenDrop(o, err) }()
+	s, err = d.unseal(h, value)
 	if err != nil {
 		return nil, d.pinFault(err)
 	}
@@ -394,7 +394,7 @@ func (d *device) changeAuth(o *object, old, value []byte) (changed object, err e
 	if err != nil {
 		return object{}, err
 	}
-	defer d.drop(o)
+	defer func() { err = d.thenDrop(o, err) }()
 	err = d.withParent(o, func(parent tpm2.NamedHandle) error {
 		rsp, err := run(d, tpm2.ObjectChangeAuth{
 			ObjectHandle: d.auth(h, old, bothway),

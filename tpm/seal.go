@@ -308,12 +308,12 @@ func (t *Token) opener(s *parsedSeal, req token.UnsealRequest) (func(*device) ([
 	}, nil
 }
 
-func (d *device) unsealValue(s *parsedSeal, value []byte) ([]byte, error) {
+func (d *device) unsealValue(s *parsedSeal, value []byte) (key []byte, err error) {
 	h, err := d.use(&s.object)
 	if err != nil {
 		return nil, err
 	}
-	defer d.drop(&s.object)
+	defer func() { err = d.thenDrop(&s.object, err) }()
 	return d.unseal(h, value)
 }
 
@@ -360,7 +360,7 @@ func (d *device) unsealPolicy(s *parsedSeal, branch func(*session) error, value 
 	if err != nil {
 		return nil, err
 	}
-	defer d.drop(&s.object)
+	defer func() { err = d.thenDrop(&s.object, err) }()
 	policy := &authorization{session: p, value: trimZeros(value), omit: omit, attributes: clearly}
 	rsp, err := run(d, tpm2.Unseal{
 		ItemHandle: tpm2.AuthHandle{Handle: h.Handle, Name: h.Name, Auth: policy},

@@ -254,7 +254,7 @@ func (d *device) operate(cc tpm2.TPMCC, object tpm2.NamedHandle, a *authorizatio
 		return nil, err
 	}
 	if rc := tpm2.TPMRC(binary.BigEndian.Uint32(response[6:])); rc != tpm2.TPMRCSuccess {
-		return nil, staleOr(rc)
+		return nil, d.staleOr(rc)
 	}
 	out, err := a.response(cc, response[headerLen:])
 	if err != nil {
