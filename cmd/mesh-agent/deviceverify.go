@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"strings"
 	"time"
@@ -23,7 +24,7 @@ ProfileService and so on), an enveloped RequestConnection, or a CatalogedDevice:
 together. The exit status is 0 only if all is well; else the failed step is named.
 
 A profile proves that it is its own: whose it is you know by its UDF, which --account
-and --device compare. What only the device's private key shows, "device activate" verifies.`,
+and --device compare; what names no account, or no device, does not pass with that flag. What only the device's private key shows, "device activate" verifies.`,
 		Args: args(cobra.MaximumNArgs(1)),
 		RunE: func(_ *cobra.Command, files []string) error {
 			data, err := a.readJSON(optional(files))
@@ -85,19 +86,19 @@ func verifyObject(data strictjson.Value, account, own string, unnamed bool) (*ve
 		if err != nil {
 			return nil, err
 		}
-		return profileFound(&p.Profile, p.Address, account)
+		return profileFound(&p.Profile, p.Address, account, own)
 	case device.TagProfileService:
 		p, err := device.ParseProfileService(e, now)
 		if err != nil {
 			return nil, err
 		}
-		return profileFound(&p.Profile, "", "")
+		return profileFound(&p.Profile, "", "", cmp.Or(account, own))
 	case device.TagRequestConnection:
 		r, err := device.ParseRequestConnection(data, now)
 		if err != nil {
 			return nil, err
 		}
-		f, err := profileFound(&r.Profile.Profile, r.Account, own)
+		f, err := profileFound(&r.Profile.Profile, r.Account, own, account)
 		if err == nil {
 			f.Kind = tagged.Tag
 		}
@@ -107,10 +108,15 @@ func verifyObject(data strictjson.Value, account, own string, unnamed bool) (*ve
 	if err != nil {
 		return nil, err
 	}
-	return profileFound(&p.Profile, "", own)
+	return profileFound(&p.Profile, "", own, account)
 }
 
-func profileFound(p *device.Profile, address, want string) (*verified, error) {
+// profileFound compares a profile's name with the wanted one. A name wanted of what the profile does
+// not speak of, absent, is not passed over.
+func profileFound(p *device.Profile, address, want, absent string) (*verified, error) {
+	if absent != "" {
+		return nil, fmt.Errorf("%s: it is not about what %.64q names: %w", p.Tag, absent, device.ErrOtherName)
+	}
 	if want != "" && !p.Is(want) {
 		return nil, fmt.Errorf("%s: its UDF is %s: %w", p.Tag, p.Name(), device.ErrOtherName)
 	}

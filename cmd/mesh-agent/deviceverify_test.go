@@ -59,6 +59,10 @@ func TestVerifyPublished(t *testing.T) {
 		if code != 1 || !strings.Contains(talk, "not the expected one") {
 			t.Errorf("%s with another name: exit %d, %s", file, code, talk)
 		}
+		_, talk, code = runProgram(t, f.Input.Envelope, "device", "verify", "--account", f.Expect.Udf)
+		if code != 1 || !strings.Contains(talk, "not the expected one") {
+			t.Errorf("%s as an account's: exit %d, %s", file, code, talk)
+		}
 	}
 	for _, file := range publishedFixtures(t, "forged-profile-*.json", 1) {
 		var f struct {

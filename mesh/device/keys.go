@@ -114,6 +114,9 @@ func readKey(k *mesh.KeyData, g mesh.Generation, now time.Time) (token.PublicKey
 	if err != nil {
 		return token.PublicKey{}, err
 	}
+	if e := k.PublicParameters.PublicKeyECDH; e != nil && pub.Algorithm == token.X448 && len(e.Public) != len(pub.Octets) {
+		return token.PublicKey{}, fmt.Errorf("X448 key of %d octets, without the sign that sums need: %w", len(e.Public), token.ErrBadKey)
+	}
 	if k.Udf != "" && !mesh.Names(k.Udf, pub, g) {
 		return token.PublicKey{}, fmt.Errorf("member Udf is that of another generation: %w", token.ErrBadKey)
 	}

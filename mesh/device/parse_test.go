@@ -37,6 +37,8 @@ func TestParseProfileRefuses(t *testing.T) {
 			{"key under two names", strings.Replace(body, encryption, encryption+","+member("BaseEncryption", d.profile.Encryption), 1), ErrProfile},
 			{"private key", strings.Replace(body, encryption, `"Encryption":`+string(must(strictjson.Marshal(private))), 1), token.ErrBadKey},
 			{"agreement key for signatures", strings.Replace(body, member("Signature", d.profile.Signature), member("Signature", d.profile.Encryption), 1), token.ErrBadKey},
+			{"X448 key without sign", strings.Replace(body, encryption, fmt.Sprintf(`"Encryption":{"PublicParameters":{"PublicKeyECDH":{"crv":"X448","Public":%s}}}`,
+				must(strictjson.Marshal(mesh.Binary(d.profile.Encryption.Octets[:56])))), 1), token.ErrBadKey},
 			{"RSA key", strings.Replace(body, encryption, member("Encryption", must(mesh.PublicOf(must(mesh.RSAKey(rsaKey()))))), 1), token.ErrBadKey},
 			{"roots of both generations", strings.Replace(body, encryption, encryption+`,"RootUdfs":["AA"],`+member("ProfileSignature", d.root.Public()), 1), ErrProfile},
 		} {
