@@ -72,6 +72,7 @@ const (
 	ckmAESKeyGen              = 0x1080
 	ckmAESKeyWrapPad          = 0x210a
 
+	ckgMGF1SHA1   = 1
 	ckgMGF1SHA256 = 2
 	ckgMGF1SHA384 = 3
 	ckgMGF1SHA512 = 4
@@ -103,6 +104,7 @@ const (
 	ckrAttributeSensitive   Code = 0x011
 	ckrAttributeTypeInvalid Code = 0x012
 	ckrAttributeValue       Code = 0x013
+	ckrDataInvalid          Code = 0x020
 	ckrDataLenRange         Code = 0x021
 	ckrDeviceError          Code = 0x030
 	ckrDeviceMemory         Code = 0x031
@@ -145,7 +147,7 @@ var codeNames = map[Code]string{
 	ckrFunctionFailed: "FUNCTION_FAILED", ckrArgumentsBad: "ARGUMENTS_BAD",
 	ckrAttributeReadOnly: "ATTRIBUTE_READ_ONLY", ckrTemplateInconsistent: "TEMPLATE_INCONSISTENT",
 	ckrAttributeSensitive: "ATTRIBUTE_SENSITIVE", ckrAttributeTypeInvalid: "ATTRIBUTE_TYPE_INVALID",
-	ckrAttributeValue: "ATTRIBUTE_VALUE_INVALID", ckrDataLenRange: "DATA_LEN_RANGE",
+	ckrAttributeValue: "ATTRIBUTE_VALUE_INVALID", ckrDataInvalid: "DATA_INVALID", ckrDataLenRange: "DATA_LEN_RANGE",
 	ckrDeviceError: "DEVICE_ERROR", ckrDeviceMemory: "DEVICE_MEMORY", ckrDeviceRemoved: "DEVICE_REMOVED",
 	ckrEncryptedInvalid: "ENCRYPTED_DATA_INVALID", ckrEncryptedLenRange: "ENCRYPTED_DATA_LEN_RANGE",
 	ckrFunctionNotSupported: "FUNCTION_NOT_SUPPORTED", ckrKeyHandleInvalid: "KEY_HANDLE_INVALID",

@@ -21,6 +21,7 @@ package hsm
 import (
 	"cmp"
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"slices"
@@ -60,6 +61,8 @@ type Token struct {
 	end      context.CancelFunc
 	work     sync.WaitGroup
 	search   chan struct{} // asks the searcher to look for the token
+
+	fallback [32]byte // of rsapad.Fallback, where the module takes padding off; random
 
 	sealing chan struct{}           // holds one value; taken to find or make the sealing key
 	sealsTo atomic.Pointer[sealKey] // the sealing key, shown to be whole
@@ -127,6 +130,7 @@ func Open(ctx context.Context, o Options) (*Token, error) {
 		module: o.Module, uri: o.URI, name: o.Name,
 		lock: make(chan struct{}, 1), search: make(chan struct{}, 1), sealing: make(chan struct{}, 1), locating: make(chan struct{}, 1),
 	}
+	rand.Read(t.fallback[:])
 	t.life, t.end = context.WithCancel(context.Background())
 	t.setInfo(nil, token.StateAbsent)
 	err := t.bindWithin(ctx, cmp.Or(o.Wait, defaultWait))

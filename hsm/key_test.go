@@ -5,7 +5,6 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/rsa"
-	"crypto/sha256"
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
@@ -297,49 +296,6 @@ func TestSealRSA(t *testing.T) {
 			if _, err := tok.Unseal(t.Context(), token.UnsealRequest{Blob: changed, Associated: []byte("a")}); !errors.Is(err, token.ErrCorrupt) {
 				t.Errorf("%s: changed at %d: %v, want ErrCorrupt", name, i, err)
 			}
-		}
-	}
-}
-
-// OAEP is taken off as the standard library puts it on, and every fault is refused.
-func TestUnpadOAEP(t *testing.T) {
-	t.Parallel()
-	key, err := rsa.GenerateKey(rand.Reader, 2048)
-	if err != nil {
-		t.Fatal(err)
-	}
-	pad := func(message, label []byte) []byte {
-		ciphertext, err := rsa.EncryptOAEP(sha256.New(), rand.Reader, &key.PublicKey, message, label)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return rawRSA(key, ciphertext)
-	}
-	for _, n := range []int{0, 1, 32, 256 - 66} {
-		message := bytes.Repeat([]byte{1}, n)
-		em := pad(message, []byte("label"))
-		got, ok := unpadOAEP(em, 256, []byte("label"))
-		if !ok || !bytes.Equal(got, message) {
-			t.Errorf("%d octets come back as %x, %t", n, got, ok)
-		}
-		if _, ok := unpadOAEP(em, 256, []byte("labe1")); ok {
-			t.Error("another label is taken")
-		}
-		for i := range em {
-			em[i] ^= 0x80
-			if _, ok := unpadOAEP(em, 256, []byte("label")); ok && i < 33 {
-				t.Errorf("octet %d changed is taken", i)
-			}
-			em[i] ^= 0x80
-		}
-	}
-	em := pad(nil, nil)
-	if _, ok := unpadOAEP(bytes.TrimLeft(em, "\x00"), 256, nil); !ok {
-		t.Error("a message without its leading zero is refused")
-	}
-	for _, bad := range [][]byte{nil, make([]byte, 256), make([]byte, 257), bytes.Repeat([]byte{0xff}, 256)} {
-		if _, ok := unpadOAEP(bad, 256, nil); ok {
-			t.Errorf("%d octets of noise are taken", len(bad))
 		}
 	}
 }

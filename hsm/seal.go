@@ -2,6 +2,7 @@ package hsm
 
 import (
 	"context"
+	"crypto"
 	"crypto/aes"
 	"crypto/cipher"
 	"crypto/rand"
@@ -211,7 +212,7 @@ func (s *sealKey) prove(ctx context.Context, auth token.Auth) error {
 	if err != nil {
 		return err
 	}
-	got, err := s.rsa.Decrypt(ctx, token.DecryptRequest{Ciphertext: ciphertext, Auth: auth})
+	got, err := s.rsa.Decrypt(ctx, token.DecryptRequest{Padding: token.PaddingOAEP, Hash: crypto.SHA256, Ciphertext: ciphertext, Auth: auth})
 	if err == nil && string(got) != string(challenge) || errors.Is(err, token.ErrDecrypt) {
 		return token.ErrFault
 	}
@@ -274,7 +275,7 @@ func (s *sealKey) openRSA(ctx context.Context, auth token.Auth, ciphertext, info
 	if len(ciphertext) < size {
 		return nil, corrupt
 	}
-	key, err := s.rsa.Decrypt(ctx, token.DecryptRequest{Ciphertext: ciphertext[:size], Auth: auth})
+	key, err := s.rsa.Decrypt(ctx, token.DecryptRequest{Padding: token.PaddingOAEP, Hash: crypto.SHA256, Ciphertext: ciphertext[:size], Auth: auth})
 	if errors.Is(err, token.ErrDecrypt) {
 		return nil, corrupt
 	}

@@ -3,7 +3,6 @@ package piv
 import (
 	"bytes"
 	"context"
-	"crypto"
 	"crypto/ecdsa"
 	"crypto/ed25519"
 	"crypto/rsa"
@@ -14,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/mesh-agent/mesh-agent/internal/rsapad"
 	"github.com/mesh-agent/mesh-agent/keyshare"
 	"github.com/mesh-agent/mesh-agent/piv/internal/apdu"
 	"github.com/mesh-agent/mesh-agent/piv/internal/applet"
@@ -333,11 +333,11 @@ type decryptKey struct {
 	standard *rsa.PublicKey
 }
 
-// Decrypt opens an OAEP ciphertext with SHA-256. The card raises it to the private exponent;
+// Decrypt opens an OAEP or PKCS #1 v1.5 ciphertext. The card raises it to the private exponent;
 // the padding is taken off here, in constant time.
 func (k *decryptKey) Decrypt(ctx context.Context, req token.DecryptRequest) ([]byte, error) {
-	if len(req.Ciphertext) != k.standard.Size() || !below(req.Ciphertext, k.standard.N) {
-		return nil, fmt.Errorf("%s: decrypt: %w", Name(k.token.options.Serial), token.ErrDecrypt)
+	if err := rsapad.Check(k.standard, req); err != nil {
+		return nil, fmt.Errorf("%s: decrypt: %w", Name(k.token.options.Serial), err)
 	}
 	results, err := k.use(ctx, "decrypt", req.Auth, k.compute(req.Ciphertext))
 	if err != nil {
@@ -345,10 +345,10 @@ func (k *decryptKey) Decrypt(ctx context.Context, req token.DecryptRequest) ([]b
 	}
 	block := results[0]
 	defer clear(block)
-	if len(block) != k.standard.Size() || !encrypts(k.standard, block, req.Ciphertext) {
+	if len(block) != k.standard.Size() || !rsapad.Encrypts(k.standard, block, req.Ciphertext) {
 		return nil, k.fault(ctx, "decrypt", errors.New("not the plaintext of this ciphertext"))
 	}
-	plaintext, err := unpadOAEP(crypto.SHA256, block, req.Label)
+	plaintext, err := rsapad.Unpad(req, block)
 	if err != nil {
 		return nil, fmt.Errorf("%s: decrypt: %w", Name(k.token.options.Serial), err)
 	}

@@ -4,12 +4,9 @@ import (
 	"crypto"
 	"crypto/rand"
 	"crypto/rsa"
-	"crypto/subtle"
-	"encoding/binary"
 	"fmt"
-	"math/big"
 
-	"filippo.io/bigmod"
+	"github.com/mesh-agent/mesh-agent/internal/rsapad"
 	"github.com/mesh-agent/mesh-agent/token"
 )
 
@@ -59,69 +56,7 @@ func padPSS(k *rsa.PublicKey, h crypto.Hash, digest []byte) ([]byte, error) {
 	copy(db[len(db)-hLen:], salt)
 	copy(b[n-hLen-1:], sum)
 	b[n-1] = 0xbc
-	mask(h, db, sum)
+	rsapad.MGF1XOR(h.New, db, sum)
 	db[0] &= 0x7f // the number is one bit shorter than the modulus
 	return b, nil
 }
-
-// mask adds MGF1 of the seed (RFC 8017, B.2.1) to b.
-func mask(h crypto.Hash, b, seed []byte) {
-	for i := uint32(0); len(b) > 0; i++ {
-		w := h.New()
-		w.Write(seed)
-		w.Write(binary.BigEndian.AppendUint32(nil, i))
-		sum := w.Sum(nil)
-		n := subtle.XORBytes(b, b, sum)
-		clear(sum)
-		b = b[n:]
-	}
-}
-
-// unpadOAEP is EME-OAEP decoding (RFC 8017, 7.1.2, step 3) of a block as long as the modulus.
-// Time and error do not tell what is wrong with it; the length of a right plaintext shows. The block is overwritten.
-func unpadOAEP(h crypto.Hash, block, label []byte) ([]byte, error) {
-	hLen := h.Size()
-	if len(block) < 2*hLen+2 {
-		return nil, token.ErrDecrypt
-	}
-	w := h.New()
-	w.Write(label)
-	labelHash := w.Sum(nil)
-
-	seed, db := block[1:1+hLen], block[1+hLen:]
-	mask(h, seed, db)
-	mask(h, db, seed)
-	good := subtle.ConstantTimeByteEq(block[0], 0) & subtle.ConstantTimeCompare(db[:hLen], labelHash)
-
-	// After the hash: zeros, a one, the plaintext.
-	rest := db[hLen:]
-	looking, index := 1, 0
-	for i, c := range rest {
-		zero, one := subtle.ConstantTimeByteEq(c, 0), subtle.ConstantTimeByteEq(c, 1)
-		index = subtle.ConstantTimeSelect(looking&one, i, index)
-		good &= 1 - looking&(1-zero)&(1-one)
-		looking = subtle.ConstantTimeSelect(one, 0, looking)
-	}
-	if good&(1-looking) != 1 {
-		return nil, token.ErrDecrypt
-	}
-	return append([]byte{}, rest[index+1:]...), nil
-}
-
-// encrypts reports whether the RSA public operation turns block into ciphertext: the card
-// computed right. Its time depends on the public key only.
-func encrypts(k *rsa.PublicKey, block, ciphertext []byte) bool {
-	n, err := bigmod.NewModulus(k.N.Bytes())
-	if err != nil {
-		return false
-	}
-	m, err := bigmod.NewNat().SetBytes(block, n)
-	if err != nil {
-		return false // not below the modulus
-	}
-	out := bigmod.NewNat().ExpShortVarTime(m, uint(k.E), n).Bytes(n)
-	return subtle.ConstantTimeCompare(out, ciphertext) == 1
-}
-
-// below reports whether a ciphertext is a number below the modulus. Both are public.
-func below(b []byte, n *big.Int) bool { return new(big.Int).SetBytes(b).Cmp(n) < 0 }

@@ -10,6 +10,7 @@ import (
 	"io"
 	"sync"
 
+	"github.com/mesh-agent/mesh-agent/internal/rsapad"
 	"github.com/mesh-agent/mesh-agent/keyshare"
 	"github.com/mesh-agent/mesh-agent/token"
 )
@@ -166,24 +167,53 @@ func (k *rsaSignKey) Close() error { return k.close(func() { k.private = nil }) 
 // rsaDecryptKey is an RSA key that decrypts.
 type rsaDecryptKey struct {
 	base
-	private *rsa.PrivateKey
+	private  *rsa.PrivateKey
+	fallback [sha256.Size]byte // as rsapad.Fallback has it
 }
 
-// Decrypt opens an OAEP ciphertext with SHA-256 for both hashes.
+func newRSADecryptKey(public token.PublicKey, private *rsa.PrivateKey) *rsaDecryptKey {
+	d := private.D.FillBytes(make([]byte, private.Size()))
+	defer clear(d)
+	return &rsaDecryptKey{base: base{public: public}, private: private, fallback: sha256.Sum256(d)}
+}
+
+// Decrypt opens an OAEP or PKCS #1 v1.5 ciphertext.
 func (k *rsaDecryptKey) Decrypt(ctx context.Context, req token.DecryptRequest) ([]byte, error) {
 	if err := k.begin(ctx); err != nil {
 		return nil, err
 	}
 	defer k.end()
-	plain, err := rsa.DecryptOAEP(sha256.New(), nil, k.private, req.Ciphertext, req.Label)
+	if err := rsapad.Check(&k.private.PublicKey, req); err != nil {
+		return nil, err
+	}
+	if req.Padding == token.PaddingPKCS1v15 {
+		return k.decryptPKCS1v15(req)
+	}
+	plain, err := rsa.DecryptOAEP(rsapad.NewHash(req.Hash)(), nil, k.private, req.Ciphertext, req.Label)
 	if err != nil {
 		return nil, token.ErrDecrypt
 	}
 	return plain, nil
 }
 
+// decryptPKCS1v15 has the standard library put the plaintext over what stands in for it. Its only
+// errors are those of a ciphertext or length that Check refuses.
+func (k *rsaDecryptKey) decryptPKCS1v15(req token.DecryptRequest) ([]byte, error) {
+	out := rsapad.Fallback(k.fallback, req.Ciphertext, req.Length)
+	if err := rsa.DecryptPKCS1v15SessionKey(nil, k.private, req.Ciphertext, out); err != nil {
+		clear(out)
+		return nil, token.ErrDecrypt
+	}
+	return out, nil
+}
+
 // Close forgets the key. The standard library gives no way to overwrite it.
-func (k *rsaDecryptKey) Close() error { return k.close(func() { k.private = nil }) }
+func (k *rsaDecryptKey) Close() error {
+	return k.close(func() {
+		k.private = nil
+		clear(k.fallback[:])
+	})
+}
 
 // agreeKey is a key that takes part in key agreement, on any curve.
 type agreeKey struct {

@@ -199,7 +199,7 @@ func (m material) rsaKey(u token.Use) (softKey, error) {
 	case u.Signs():
 		return &rsaSignKey{base: base{public: public}, private: k}, nil
 	case u == token.UseDecrypt:
-		return &rsaDecryptKey{base: base{public: public}, private: k}, nil
+		return newRSADecryptKey(public, k), nil
 	}
 	return nil, fmt.Errorf("use %q: %w", string(u), token.ErrUnsupported)
 }

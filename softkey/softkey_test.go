@@ -3,6 +3,7 @@ package softkey
 import (
 	"bytes"
 	"context"
+	"crypto"
 	"crypto/ecdh"
 	"crypto/ed25519"
 	"crypto/rand"
@@ -714,12 +715,19 @@ func BenchmarkSplit(b *testing.B) {
 
 func BenchmarkDecryptRSA2048(b *testing.B) {
 	key := generateKey(b, token.RSA2048, token.UseDecrypt).(token.Decrypter)
-	req := token.DecryptRequest{Ciphertext: bytes.Repeat([]byte{1}, 256)}
-	b.ReportAllocs()
-	for b.Loop() {
-		if _, err := key.Decrypt(b.Context(), req); !errors.Is(err, token.ErrDecrypt) {
-			b.Fatal(err)
-		}
+	c := bytes.Repeat([]byte{1}, 256)
+	for name, req := range map[string]token.DecryptRequest{
+		"OAEP":        {Padding: token.PaddingOAEP, Hash: crypto.SHA256, Ciphertext: c},
+		"PKCS #1 1.5": {Padding: token.PaddingPKCS1v15, Length: 32, Ciphertext: c},
+	} {
+		b.Run(name, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, err := key.Decrypt(b.Context(), req); err != nil && !errors.Is(err, token.ErrDecrypt) {
+					b.Fatal(err)
+				}
+			}
+		})
 	}
 }
 

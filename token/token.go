@@ -12,6 +12,7 @@ package token
 
 import (
 	"context"
+	"crypto"
 )
 
 // State says whether a token can be used now.
@@ -277,10 +278,16 @@ type ScaledPointAgreer interface {
 	AgreeScaled(ctx context.Context, req AgreeRequest, coefficient []byte) ([]byte, error)
 }
 
-// Decrypter is an RSA Key that decrypts OAEP.
+// Decrypter is an RSA Key that decrypts.
 type Decrypter interface {
 	Key
-	// Decrypt opens an OAEP ciphertext. One error, ErrDecrypt, for whatever is wrong with it.
+	// Decrypt opens a ciphertext; the caller wipes the plaintext. ErrDecrypt is the one error for
+	// an OAEP ciphertext that does not open, and for one that is not a number below the modulus in as many octets.
+	// PKCS #1 v1.5 has no error for what is inside a ciphertext, as telling it would help to open others
+	// (Bleichenbacher): where a plaintext of req.Length octets is not what it holds, the result
+	// is as many octets that nobody can predict, the same each time.
+	// Errors: ErrUnsupported (padding or hash), ErrBadRequest (members of another padding, Length),
+	// ErrDecrypt, ErrAuthNeeded, ErrAbsent, ErrLockedOut, ErrFault.
 	Decrypt(ctx context.Context, req DecryptRequest) ([]byte, error)
 }
 
@@ -316,10 +323,25 @@ type AgreeRequest struct {
 	Auth Auth
 }
 
+// Padding names how a plaintext was padded before RSA encryption.
+type Padding uint8
+
+// The paddings. The zero value is none.
+const (
+	// PaddingOAEP is RSAES-OAEP (RFC 8017, 7.1) with DecryptRequest.Hash, for MGF1 too, and Label.
+	PaddingOAEP Padding = iota + 1
+	// PaddingPKCS1v15 is RSAES-PKCS1-v1_5 (RFC 8017, 7.2) of a plaintext of DecryptRequest.Length octets.
+	PaddingPKCS1v15
+)
+
 // DecryptRequest asks for RSA decryption.
 type DecryptRequest struct {
+	Padding Padding
+	// Ciphertext has as many octets as the modulus.
 	Ciphertext []byte
-	Label      []byte
+	Hash       crypto.Hash // with OAEP: SHA-1, SHA-256, SHA-384 or SHA-512
+	Label      []byte      // with OAEP, often empty
+	Length     int         // with PKCS #1 v1.5: from 1 to the modulus' octets less 11
 	Auth       Auth
 }
 

@@ -28,7 +28,7 @@ func newKey(t *Token, b *blob, p purpose) (token.Key, error) {
 		if p == purposeSign {
 			return newRSASigner(t, b)
 		}
-		return &rsaDecrypter{key{token: t, blob: b}}, nil
+		return newRSADecrypter(t, b)
 	}
 	c, err := keyshare.ParseCurve(string(b.key.Algorithm))
 	if err != nil {
@@ -85,7 +85,7 @@ func (k *key) operate(ctx context.Context, what string, auth token.Auth, cc tpm2
 			k.refused.Store(true)
 			return nil, fmt.Errorf("%w: %w", errOtherPIN, err)
 		}
-		return out, d.failed(err)
+		return out, err
 	})
 	k.token.pin.learn(auth.PIN, err)
 	return out, err

@@ -9,6 +9,7 @@ import (
 	"fmt"
 
 	"github.com/google/go-tpm/tpm2"
+	"github.com/mesh-agent/mesh-agent/internal/rsapad"
 	"github.com/mesh-agent/mesh-agent/token"
 )
 
@@ -57,51 +58,49 @@ func (k *rsaSigner) Sign(ctx context.Context, req token.SignRequest) ([]byte, er
 }
 
 // rsaDecrypter is an RSA key that decrypts.
-type rsaDecrypter struct{ key }
+type rsaDecrypter struct {
+	key
+	public *rsa.PublicKey
+}
 
 var _ token.Decrypter = (*rsaDecrypter)(nil)
 
-// Decrypt opens RSAES-OAEP with SHA-256 by TPM2_RSA_Decrypt (TPM 2.0 Part 3, 14.3). A TPM takes a
-// label only if its last octet is zero (Part 1, B.4): others give token.ErrUnsupported.
+func newRSADecrypter(t *Token, b *blob) (token.Key, error) {
+	p, err := x509.ParsePKCS1PublicKey(b.key.Octets)
+	if err != nil {
+		return nil, fmt.Errorf("tpm: open key: %w: %w", token.ErrCorrupt, err)
+	}
+	return &rsaDecrypter{key{token: t, blob: b}, p}, nil
+}
+
+// Decrypt has the TPM compute the bare RSA function, by TPM2_RSA_Decrypt without a scheme (TPM 2.0 Part 3,
+// 14.3), and takes the padding off here. A TPM's own errors would say what is wrong with a padding; besides, TPMs
+// have not all hashes, and take a label only if its last octet is zero (Part 1, B.4).
+// Errors: as token.Decrypter; token.ErrUnsupported also where the TPM keeps the bare function to itself.
 func (k *rsaDecrypter) Decrypt(ctx context.Context, req token.DecryptRequest) ([]byte, error) {
-	if n := len(req.Label); n != 0 && req.Label[n-1] != 0 || n > maxLabel {
-		return nil, fmt.Errorf("tpm: decrypt: label that does not end in a zero octet: %w", token.ErrUnsupported)
+	if err := rsapad.Check(k.public, req); err != nil {
+		return nil, fmt.Errorf("tpm: decrypt: %w", err)
 	}
-	if len(req.Ciphertext) != k.blob.key.Algorithm.RSABits()/8 {
-		return nil, fmt.Errorf("tpm: decrypt: %w", token.ErrDecrypt)
-	}
-	parameters := sized(req.Ciphertext)
-	parameters = binary.BigEndian.AppendUint16(parameters, uint16(tpm2.TPMAlgOAEP))
-	parameters = binary.BigEndian.AppendUint16(parameters, uint16(tpm2.TPMAlgSHA256))
-	parameters = appendSized(parameters, req.Label)
+	parameters := binary.BigEndian.AppendUint16(sized(req.Ciphertext), uint16(tpm2.TPMAlgNull))
+	parameters = appendSized(parameters, nil) // no label
 	out, err := k.operate(ctx, "decrypt", req.Auth, tpm2.TPMCCRSADecrypt, bothway, parameters)
-	if errors.Is(err, tpm2.TPMRCValue) || errors.Is(err, tpm2.TPMRCSize) || errors.Is(err, errCommandFailed) {
-		// Not the TPM's own code: it says too much of what is wrong.
-		return nil, fmt.Errorf("tpm: decrypt: %w", token.ErrDecrypt)
+	if errors.Is(err, tpm2.TPMRCScheme) {
+		return nil, fmt.Errorf("%w: %w", token.ErrUnsupported, err)
 	}
 	if err != nil {
 		return nil, err
 	}
-	plaintext, err := unsized(out)
+	defer clear(out)
+	block, err := unsized(out)
 	if err != nil {
 		return nil, fmt.Errorf("tpm: decrypt: %w: %w", token.ErrFault, err)
 	}
+	if len(block) != k.public.Size() || !rsapad.Encrypts(k.public, block, req.Ciphertext) {
+		return nil, fmt.Errorf("tpm: decrypt: %w: not the plaintext of this ciphertext", token.ErrFault)
+	}
+	plaintext, err := rsapad.Unpad(req, block)
+	if err != nil {
+		return nil, fmt.Errorf("tpm: decrypt: %w", err)
+	}
 	return plaintext, nil
 }
-
-// errCommandFailed says that a command failed, and not the TPM.
-var errCommandFailed = errors.New("command failed")
-
-// failed tells the two apart: libtpms answers an RSA ciphertext that does not open with
-// TPM_RC_FAILURE and goes on. A TPM that failed answers nothing but questions about that.
-func (d *device) failed(err error) error {
-	if !errors.Is(err, tpm2.TPMRCFailure) {
-		return err
-	}
-	if _, alive := run(d, tpm2.ReadClock{}); alive != nil {
-		return err
-	}
-	return fmt.Errorf("%w: %w", errCommandFailed, err)
-}
-
-const maxLabel = 64 // octets of the TPM2B_DATA that every TPM takes

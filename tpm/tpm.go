@@ -1,6 +1,6 @@
 // Package tpm keeps keys in a TPM 2.0, as far as the TPM has their algorithms: ECDSA and
 // key agreement that returns the whole point on P-256, P-384 and P-521, RSA signatures and
-// OAEP decryption. It seals secrets of any length, to the TPM alone, to a PIN, and to the
+// decryption. It seals secrets of any length, to the TPM alone, to a PIN, and to the
 // platform's measured state, and proves to others far away which keys are in it.
 //
 // Keys are generated in the TPM, or imported, under its ECC storage root key (TCG TPM v2.0

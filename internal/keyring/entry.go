@@ -20,7 +20,7 @@ const (
 
 // Entry is one key as it was when the entry was handed out. Its fields are for reading.
 type Entry struct {
-	Udf, UdfG2 string // G1 and G2, 28 characters with dashes; equal for NIST curves
+	Udf, UdfG2 string // G1 and G2, 28 characters with dashes; equal for NIST curves and RSA
 	Algorithm  token.Algorithm
 	Use        token.Use
 	Token      string           // name of the token, of the first part of a composite
@@ -90,9 +90,6 @@ func (e *Entry) Operations() []string {
 	case token.UseAgree:
 		return []string{"KeyAgreement", "Decrypt"}
 	case token.UseDecrypt:
-		if e.Algorithm.RSABits() != 0 {
-			return nil // no message opens anything with RSA
-		}
 		return []string{"Decrypt"}
 	case token.UseSplit:
 		return []string{"Share"}
@@ -215,7 +212,7 @@ func scale(point *keyshare.Point, coefficient *keyshare.Scalar) (*keyshare.Point
 	return keyshare.Agree(coefficient, point)
 }
 
-// Decrypt opens an OAEP ciphertext with an RSA key of use decrypt. Errors as
+// Decrypt opens a ciphertext with an RSA key of use decrypt; the caller wipes the plaintext. Errors as
 // token.Decrypter, and ErrUse.
 func (e *Entry) Decrypt(ctx context.Context, gate Gate, req token.DecryptRequest) ([]byte, error) {
 	if e.Use != token.UseDecrypt {

@@ -3,7 +3,6 @@ package tokentest
 import (
 	"bytes"
 	"context"
-	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -11,7 +10,9 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"math/big"
 
+	"github.com/mesh-agent/mesh-agent/internal/rsapad"
 	"github.com/mesh-agent/mesh-agent/keyshare"
 	"github.com/mesh-agent/mesh-agent/token"
 )
@@ -237,11 +238,11 @@ func (k *pointAgreeKey) AgreePoint(ctx context.Context, req token.AgreeRequest) 
 
 func (k *decryptKey) Decrypt(ctx context.Context, req token.DecryptRequest) ([]byte, error) {
 	return k.run(ctx, OpDecrypt, &req.Auth, func() ([]byte, error) {
-		out, err := k.rsa.Decrypt(nil, req.Ciphertext, &rsa.OAEPOptions{Hash: crypto.SHA256, Label: req.Label})
-		if err != nil {
-			return nil, token.ErrDecrypt
+		if err := rsapad.Check(&k.rsa.PublicKey, req); err != nil {
+			return nil, err
 		}
-		return out, nil
+		c := new(big.Int).SetBytes(req.Ciphertext)
+		return rsapad.Unpad(req, c.Exp(c, k.rsa.D, k.rsa.N).FillBytes(make([]byte, k.rsa.Size())))
 	})
 }
 

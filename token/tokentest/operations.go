@@ -7,10 +7,14 @@ import (
 	"crypto/ecdsa"
 	"crypto/rand"
 	"crypto/rsa"
+	"crypto/sha1"
 	"crypto/sha256"
+	"crypto/sha512"
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"hash"
+	"math/big"
 	"testing"
 
 	"github.com/mesh-agent/mesh-agent/keyshare"
@@ -244,37 +248,165 @@ func (s *suite) checkBadPoints(t *testing.T, public token.PublicKey,
 	}
 }
 
-func encrypt(public token.PublicKey, plaintext, label []byte) (token.DecryptRequest, error) {
+// encrypt makes a request for the decryption of an OAEP ciphertext.
+func encrypt(public token.PublicKey, h crypto.Hash, plaintext, label []byte) (token.DecryptRequest, error) {
 	pub, err := x509.ParsePKCS1PublicKey(public.Octets)
 	if err != nil {
 		return token.DecryptRequest{}, err
 	}
-	ciphertext, err := rsa.EncryptOAEP(sha256.New(), rand.Reader, pub, plaintext, label)
-	return token.DecryptRequest{Ciphertext: ciphertext, Label: label}, err
+	newHash := map[crypto.Hash]func() hash.Hash{
+		crypto.SHA1: sha1.New, crypto.SHA256: sha256.New, crypto.SHA384: sha512.New384, crypto.SHA512: sha512.New,
+	}[h]
+	ciphertext, err := rsa.EncryptOAEP(newHash(), rand.Reader, pub, plaintext, label)
+	return token.DecryptRequest{Padding: token.PaddingOAEP, Hash: h, Ciphertext: ciphertext, Label: label}, err
 }
 
 func (s *suite) checkDecrypter(t *testing.T, k token.Decrypter) {
 	t.Helper()
-	for _, want := range [][]byte{{}, {0}, bytes.Repeat([]byte{7}, 32)} {
-		req, err := encrypt(k.Public(), want, nil)
+	public, err := x509.ParsePKCS1PublicKey(k.Public().Octets)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, h := range []crypto.Hash{crypto.SHA1, crypto.SHA256, crypto.SHA384, crypto.SHA512} {
+		s.checkOAEP(t, k, h, public.Size()-2*h.Size()-2)
+	}
+	s.checkPKCS1v15(t, k, public)
+	s.checkDecryptRequests(t, k, public)
+}
+
+// checkOAEP decrypts with one hash. For whatever is wrong with a ciphertext there is one error.
+func (s *suite) checkOAEP(t *testing.T, k token.Decrypter, h crypto.Hash, longest int) {
+	t.Helper()
+	for i, want := range [][]byte{{}, {0}, bytes.Repeat([]byte{7}, 32), bytes.Repeat([]byte{1}, longest)} {
+		label := [][]byte{nil, []byte("label"), []byte("\x00"), bytes.Repeat([]byte("long"), 100)}[i]
+		req, err := encrypt(k.Public(), h, want, label)
 		if err != nil {
 			t.Fatal(err)
 		}
 		req.Auth = s.h.Auth
 		got, err := k.Decrypt(t.Context(), req)
 		if err != nil {
-			t.Fatalf("Decrypt: %v", err)
+			t.Fatalf("Decrypt, OAEP with %v and %d octets of label: %v", h, len(label), err)
+		}
+		if got == nil {
+			t.Error("Decrypt returned nil for an empty plaintext")
 		}
 		wantOctets(t, "Decrypt", got, want)
 
-		flipped := req
-		flipped.Ciphertext = bytes.Clone(req.Ciphertext)
-		flipped.Ciphertext[len(flipped.Ciphertext)-1] ^= 1
-		_, err = k.Decrypt(t.Context(), flipped)
+		wrong := req
+		wrong.Label = append(bytes.Clone(label), 0)
+		_, err = k.Decrypt(t.Context(), wrong)
+		wantError(t, "Decrypt with another label", err, token.ErrDecrypt)
+		wrong = req
+		wrong.Ciphertext = bytes.Clone(req.Ciphertext)
+		wrong.Ciphertext[len(wrong.Ciphertext)-1] ^= 1
+		_, err = k.Decrypt(t.Context(), wrong)
 		wantError(t, "Decrypt of a changed ciphertext", err, token.ErrDecrypt)
-		flipped.Ciphertext = req.Ciphertext[:len(req.Ciphertext)-1]
-		_, err = k.Decrypt(t.Context(), flipped)
-		wantError(t, "Decrypt of a short ciphertext", err, token.ErrDecrypt)
+		wrong = req
+		if wrong.Hash = crypto.SHA256; h == crypto.SHA256 {
+			wrong.Hash = crypto.SHA512
+		}
+		_, err = k.Decrypt(t.Context(), wrong)
+		wantError(t, "Decrypt with another hash", err, token.ErrDecrypt)
+	}
+}
+
+// checkPKCS1v15 decrypts blocks of every kind. What is inside never makes an error: a wrong block
+// gives octets that are the same each time, and are no part of it.
+func (s *suite) checkPKCS1v15(t *testing.T, k token.Decrypter, public *rsa.PublicKey) {
+	t.Helper()
+	decrypt := func(name string, block []byte, length int) []byte {
+		t.Helper()
+		c := new(big.Int).Exp(new(big.Int).SetBytes(block), big.NewInt(int64(public.E)), public.N)
+		req := token.DecryptRequest{Padding: token.PaddingPKCS1v15, Length: length, Auth: s.h.Auth,
+			Ciphertext: c.FillBytes(make([]byte, public.Size()))}
+		got, err := k.Decrypt(t.Context(), req)
+		if err != nil {
+			t.Fatalf("Decrypt, PKCS #1 v1.5, %s: %v", name, err)
+		}
+		again, err := k.Decrypt(t.Context(), req)
+		if err != nil || !bytes.Equal(got, again) || len(got) != length {
+			t.Errorf("Decrypt, PKCS #1 v1.5, %s: %x the first time and then %x, %v", name, got, again, err)
+		}
+		return got
+	}
+	const length = 24
+	want := make([]byte, length)
+	rand.Read(want)
+	block := append(append([]byte{0, 2}, bytes.Repeat([]byte{0x5a}, public.Size()-3-length)...), 0)
+	block = append(block, want...)
+	wantOctets(t, "Decrypt, PKCS #1 v1.5", decrypt("right", block, length), want)
+	longest := bytes.Clone(block)
+	longest[10] = 0
+	wantOctets(t, "Decrypt, PKCS #1 v1.5, the longest", decrypt("longest", longest, public.Size()-11), block[11:])
+
+	for name, at := range map[string]int{"first octet": 0, "block type": 1, "the separating zero": len(block) - length - 1} {
+		wrong := bytes.Clone(block)
+		wrong[at] ^= 1
+		isFallback(t, name, decrypt(name, wrong, length), want)
+	}
+	for name, at := range map[string]int{"a zero among the first eight": 4, "a zero before the plaintext": len(block) - length - 2} {
+		wrong := bytes.Clone(block)
+		wrong[at] = 0
+		isFallback(t, name, decrypt(name, wrong, length), want)
+	}
+	for _, other := range []int{length - 1, length + 1} {
+		name := fmt.Sprintf("%d octets asked for instead of %d", other, length)
+		isFallback(t, name, decrypt(name, block, other), block[len(block)-other:])
+	}
+}
+
+// isFallback holds that a result is not the end of the block.
+func isFallback(t *testing.T, name string, got, end []byte) {
+	t.Helper()
+	if bytes.Equal(got, end) {
+		t.Errorf("Decrypt, PKCS #1 v1.5, %s: %x comes out", name, got)
+	}
+}
+
+// checkDecryptRequests asks for what nobody can.
+func (s *suite) checkDecryptRequests(t *testing.T, k token.Decrypter, public *rsa.PublicKey) {
+	t.Helper()
+	good, err := encrypt(k.Public(), crypto.SHA256, []byte("plaintext"), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	oaep := good
+	pkcs1 := token.DecryptRequest{Padding: token.PaddingPKCS1v15, Ciphertext: good.Ciphertext, Length: 16}
+	// Changes to a request of either padding. Members of the other padding are those that are zero.
+	for name, c := range map[string]struct {
+		change func(*token.DecryptRequest)
+		want   error
+	}{
+		"a short ciphertext":  {func(r *token.DecryptRequest) { r.Ciphertext = r.Ciphertext[1:] }, token.ErrDecrypt},
+		"a long ciphertext":   {func(r *token.DecryptRequest) { r.Ciphertext = append([]byte{0}, r.Ciphertext...) }, token.ErrDecrypt},
+		"no ciphertext":       {func(r *token.DecryptRequest) { r.Ciphertext = nil }, token.ErrDecrypt},
+		"the modulus":         {func(r *token.DecryptRequest) { r.Ciphertext = public.N.Bytes() }, token.ErrDecrypt},
+		"more than that":      {func(r *token.DecryptRequest) { r.Ciphertext = bytes.Repeat([]byte{0xff}, public.Size()) }, token.ErrDecrypt},
+		"no padding":          {func(r *token.DecryptRequest) { r.Padding = 0 }, token.ErrUnsupported},
+		"an unknown padding":  {func(r *token.DecryptRequest) { r.Padding = token.PaddingPKCS1v15 + 1 }, token.ErrUnsupported},
+		"hash of the other":   {func(r *token.DecryptRequest) { r.Hash = crypto.SHA256 - r.Hash }, nil},
+		"length of the other": {func(r *token.DecryptRequest) { r.Length = 16 - r.Length }, token.ErrBadRequest},
+	} {
+		for _, req := range []token.DecryptRequest{oaep, pkcs1} {
+			req.Auth = s.h.Auth
+			c.change(&req)
+			want := c.want
+			if want == nil { // OAEP without a hash, PKCS #1 v1.5 with one
+				want = token.ErrUnsupported
+				if req.Padding == token.PaddingPKCS1v15 {
+					want = token.ErrBadRequest
+				}
+			}
+			_, err := k.Decrypt(t.Context(), req)
+			wantError(t, fmt.Sprintf("Decrypt, padding %d, %s", req.Padding, name), err, want)
+		}
+	}
+	for _, length := range []int{-1, public.Size() - 10, public.Size()} {
+		req := pkcs1
+		req.Auth, req.Length = s.h.Auth, length
+		_, err := k.Decrypt(t.Context(), req)
+		wantError(t, fmt.Sprintf("Decrypt to %d octets", length), err, token.ErrBadRequest)
 	}
 }
 

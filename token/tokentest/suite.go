@@ -469,7 +469,7 @@ func (s *suite) tryOperate(ctx context.Context, k token.Key) (func(*testing.T), 
 		return func(t *testing.T) { t.Helper(); wantOctets(t, "Agree", got, want.SharedSecret()) }, err
 	case token.Decrypter:
 		want := []byte("plaintext " + rand.Text())
-		req, err := encrypt(k.Public(), want, nil)
+		req, err := encrypt(k.Public(), crypto.SHA256, want, nil)
 		if err != nil {
 			return nil, err
 		}
