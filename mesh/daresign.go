@@ -225,9 +225,9 @@ func Names(id string, key token.PublicKey, g Generation) bool {
 	if err == nil && strings.HasPrefix(full, prefix) {
 		return true
 	}
-	if g == G2 && key.Algorithm.RSABits() != 0 { // drafts know one name of RSA keys only
-		full, err = FullFingerprint(key, G1)
-		return err == nil && strings.HasPrefix(full, prefix)
+	if g == G2 && key.Algorithm.RSABits() != 0 { // the one without NULL
+		aliases, err := Aliases(key)
+		return err == nil && strings.HasPrefix(aliases[len(aliases)-1], prefix)
 	}
 	return false
 }

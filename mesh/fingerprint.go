@@ -53,9 +53,8 @@ type keyInfo struct {
 	PublicKey asn1.BitString
 }
 
-// KeyInfoDER returns the DER that a key's fingerprint is over. For the NIST curves, and for
-// RSA in G1, it is the standard SubjectPublicKeyInfo; for RSA in G2 it lacks the NULL
-// parameters, as in published KeyData. For the CFRG curves it is not that of RFC 8410:
+// KeyInfoDER returns the DER that a key's fingerprint is over. For RSA and the NIST curves
+// it is the standard SubjectPublicKeyInfo. For the CFRG curves it is not that of RFC 8410:
 // the key is wrapped in an OCTET STRING, G1 adds NULL parameters, and G2 writes the
 // identifier of Ed25519 whatever the curve. X25519 keys enter without sign (32 octets),
 // X448 keys with it (57).
@@ -65,10 +64,6 @@ func KeyInfoDER(pub token.PublicKey, g Generation) ([]byte, error) {
 		standard, err := pub.Standard()
 		if err != nil {
 			return nil, fmt.Errorf("encode key info: %w: %w", token.ErrBadKey, err)
-		}
-		if g == G2 && pub.Algorithm.RSABits() != 0 {
-			rsaEncryption := asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 1, 1}
-			return asn1.Marshal(keyInfo{algorithmIdentifier{Algorithm: rsaEncryption}, bitString(pub.Octets)})
 		}
 		return x509.MarshalPKIXPublicKey(standard)
 	}
@@ -89,11 +84,7 @@ func KeyInfoDER(pub token.PublicKey, g Generation) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("encode key info: %w", err)
 	}
-	return asn1.Marshal(keyInfo{id, bitString(wrapped)})
-}
-
-func bitString(octets []byte) asn1.BitString {
-	return asn1.BitString{Bytes: octets, BitLength: 8 * len(octets)}
+	return asn1.Marshal(keyInfo{id, asn1.BitString{Bytes: wrapped, BitLength: 8 * len(wrapped)}})
 }
 
 // cfrgArc is the last arc of the object identifiers 1.3.101.110 to 113 (RFC 8410, Section 3), else 0.
@@ -121,8 +112,8 @@ func FingerprintOctets(pub token.PublicKey, g Generation) ([]byte, error) {
 	return ContentDigest(der, ContentTypePKIXKey), nil
 }
 
-// Fingerprint returns the 140-bit UDF of a public key: 28 characters with dashes. On
-// the NIST curves both generations have the same.
+// Fingerprint returns the 140-bit UDF of a public key: 28 characters with dashes. For
+// RSA and the NIST curves both generations have the same.
 func Fingerprint(pub token.PublicKey, g Generation) (string, error) {
 	octets, err := FingerprintOctets(pub, g)
 	if err != nil {
@@ -142,7 +133,9 @@ func FullFingerprint(pub token.PublicKey, g Generation) (string, error) {
 }
 
 // Aliases returns FullFingerprint in each generation, without repetition: every name by
-// which the key may be asked for.
+// which the key may be asked for. An RSA key has a second one although its fingerprint is
+// the same in both generations here: the reference code of G2 leaves the NULL parameters
+// out, and its published KeyData bears a Udf over that.
 func Aliases(pub token.PublicKey) ([]string, error) {
 	var out []string
 	for _, g := range []Generation{G1, G2} {
@@ -153,6 +146,16 @@ func Aliases(pub token.PublicKey) ([]string, error) {
 		if !slices.Contains(out, full) {
 			out = append(out, full)
 		}
+	}
+	if pub.Algorithm.RSABits() != 0 {
+		der, err := asn1.Marshal(keyInfo{
+			algorithmIdentifier{Algorithm: asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 1, 1}}, // rsaEncryption
+			asn1.BitString{Bytes: pub.Octets, BitLength: 8 * len(pub.Octets)},
+		})
+		if err != nil {
+			return nil, fmt.Errorf("encode key info: %w", err)
+		}
+		out = append(out, base32Text(ContentDigest(der, ContentTypePKIXKey)))
 	}
 	return out, nil
 }

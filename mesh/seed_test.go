@@ -153,6 +153,8 @@ func TestDeriveErrata(t *testing.T) {
 		}
 		pub := must(PublicOf(key))
 		same(t, "algorithm", pub.Algorithm, token.RSA2048)
+		g1, g2 := must(Fingerprint(pub, G1)), must(Fingerprint(pub, G2))
+		same(t, "G2 fingerprint", g2, g1)
 	})
 }
 
