@@ -14,7 +14,9 @@ import (
 // be able to do more than its use: only its record says what it is for.
 //
 // A key that has an authorization value takes that as req.Auth.PIN, once: from then on
-// it has the token's PIN, which must have been presented. Its own file stays as it is.
+// it has the token's PIN, which must have been presented. Its own file stays as it is. A PIN that
+// is empty and not nil is shown to the TPM too, whatever the file says: some programs
+// write of keys without an authorization value that they have one.
 // Errors: as token.Adopter; token.ErrCorrupt for a key of another TPM.
 func (t *Token) Adopt(ctx context.Context, req token.AdoptRequest) (token.Created, error) {
 	o, err := parsePEM(req.File)
@@ -42,20 +44,20 @@ func (t *Token) Adopt(ctx context.Context, req token.AdoptRequest) (token.Create
 
 func (t *Token) adopt(ctx context.Context, b *blob, auth token.Auth) (token.Created, error) {
 	var own *offer
-	if !b.emptyAuth {
-		if len(auth.PIN) == 0 {
-			err := &token.AuthError{Reason: token.ErrAuthNeeded, Kind: "key's own PIN", TriesLeft: token.TriesUnknown}
-			return token.Created{}, fmt.Errorf("tpm: adopt key: %w", err)
-		}
+	switch {
+	case len(auth.PIN) != 0:
 		var err error
 		if own, err = t.pin.offer(token.Auth{}); err != nil {
 			return token.Created{}, fmt.Errorf("tpm: adopt key: unlock the token first: %w", err)
 		}
 		defer own.wipe()
+	case auth.PIN == nil && !b.emptyAuth:
+		err := &token.AuthError{Reason: token.ErrAuthNeeded, Kind: "key's own PIN", TriesLeft: token.TriesUnknown}
+		return token.Created{}, fmt.Errorf("tpm: adopt key: %w", err)
 	}
 	adopted, err := do(ctx, t, "adopt key", func(d *device) (*blob, error) {
 		o, err := d.adopt(b.object)
-		if err != nil || own == nil {
+		if err != nil || auth.PIN == nil {
 			return &blob{object: o, key: b.key}, err
 		}
 		value, err := own.keyValue(d, "key")
@@ -98,7 +100,7 @@ func (d *device) adopt(o object) (object, error) {
 			return o, tried
 		}
 	}
-	return o, tried
+	return o, fmt.Errorf("made in another TPM, or under another parent than those of key files: %w", tried)
 }
 
 // Export writes a key as a TSS2 PEM file for other programs that use this TPM. A key that

@@ -233,6 +233,27 @@ func TestAdoptParents(t *testing.T) {
 	}
 }
 
+// TestAdoptEmptyAuth adopts a key whose file says, as tpm2_encodeobject has it, the contrary of what is.
+func TestAdoptEmptyAuth(t *testing.T) {
+	t.Parallel()
+	s := tpmtest.Start(t)
+	file := foreign(t, s, eccTemplateH2(), ownerSRK, func(_ *tpm2.TPMTPublic, f *keyFile) { f.EmptyAuth = false })
+	tok := open(t, Options{Device: s.Device()})
+	req := token.AdoptRequest{File: file, Use: token.UseSign}
+	if _, err := tok.Adopt(t.Context(), req); !errors.Is(err, token.ErrAuthNeeded) {
+		t.Errorf("no PIN: %v, want ErrAuthNeeded", err)
+	}
+	req.Auth.PIN = []byte{}
+	sign(t, openKey(t, tok, adopt(t, tok, req)))
+	if err := tok.SetPIN(t.Context(), nil, []byte("1234")); err != nil {
+		t.Fatal(err)
+	}
+	req.Auth.PIN = []byte("wrong")
+	if _, err := tok.Adopt(t.Context(), req); !errors.Is(err, token.ErrAuthWrong) {
+		t.Errorf("a PIN for a key without one: %v, want ErrAuthWrong", err)
+	}
+}
+
 func TestAdoptRefuses(t *testing.T) {
 	t.Parallel()
 	s := tpmtest.Start(t)

@@ -55,7 +55,7 @@ func explainHome(home mesh.Home, err error) error {
 	case status.Status != 401 || !strings.HasPrefix(status.Text, "pin needed"):
 		return err
 	case strings.Contains(status.Text, "key's own PIN"):
-		return hint(err, "give the key's authorization value, this once: --passphrase-file")
+		return hint(err, "give the key's authorization value, this once, in a file, which is empty if it has none: --passphrase-file")
 	}
 	name := home.Token + home.SealTo
 	advice := fmt.Sprintf("mesh-agent token unlock %s, or if it has no PIN yet: mesh-agent token set-pin %s", name, name)

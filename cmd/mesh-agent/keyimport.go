@@ -121,7 +121,7 @@ func shareEnvelope(data []byte) []byte {
 func (a *app) keyPassphrase(ctx context.Context, key []byte, file string) ([]byte, error) {
 	if file != "" {
 		text, err := a.read(file, maxSmall)
-		return bytes.TrimRight(text, "\r\n"), err
+		return text[:len(bytes.TrimRight(text, "\r\n"))], err // empty is not nil: it was given
 	}
 	var missing *ssh.PassphraseMissingError
 	if _, err := ssh.ParseRawPrivateKey(bytes.TrimSpace(key)); !errors.As(err, &missing) {
