@@ -83,7 +83,7 @@ func (r *request) seed(ctx context.Context, a *devicestate.Account) (*mesh.Seed,
 	return mesh.ParseSeed(string(text))
 }
 
-// seal encrypts to the account's key of use seal.
+// sealTo encrypts to a key, with integrity.
 func sealTo(key token.PublicKey, plaintext []byte) (strictjson.Value, error) {
 	e, err := mesh.EncryptOptions{Encryption: mesh.A256GCM}.Encrypt(rand.Reader, plaintext, key)
 	if err != nil {
@@ -93,18 +93,7 @@ func sealTo(key token.PublicKey, plaintext []byte) (strictjson.Value, error) {
 }
 
 // accountInit answers AccountInitRequest.
-func (r *request) accountInit(ctx context.Context, body strictjson.Value) ([]byte, error) {
-	var req mesh.AccountInitRequest
-	defer func() {
-		for _, share := range req.Recover {
-			clear(share)
-		}
-	}()
-	done, err := r.beginDevice(ctx, mesh.TagAccountInitRequest, body, &req)
-	if err != nil {
-		return nil, err
-	}
-	defer done()
+func (r *request) accountInit(ctx context.Context, req mesh.AccountInitRequest) (any, error) {
 	home, source, err := r.accountHome(req.Home)
 	if err != nil {
 		return nil, err
@@ -133,7 +122,7 @@ func (r *request) accountInit(ctx context.Context, body strictjson.Value) ([]byt
 	for _, s := range shares {
 		response.Shares = append(response.Shares, []byte(s))
 	}
-	return strictjson.Marshal(response)
+	return response, nil
 }
 
 // accountHome settles where the account's keys go: into software, or sealed by a token.
@@ -287,21 +276,21 @@ func (r *request) restoreSeed(ctx context.Context, a *administered, seed *mesh.S
 	if !spec.Administrator.Equal(a.profile.Administrator) {
 		return malformed("Profile", "the administrator's key is not that of the seed")
 	}
-	if a.Seed, err = r.sealSeed(a.Account, seed); err != nil {
+	text := []byte(seed.Text())
+	defer clear(text)
+	if a.Seed, err = r.sealFor(a.Account, text); err != nil {
 		return err
 	}
 	return r.putAccount(ctx, a.Account)
 }
 
-// sealSeed encrypts a seed to the account's key of use seal.
-func (r *request) sealSeed(a *devicestate.Account, seed *mesh.Seed) (strictjson.Value, error) {
+// sealFor encrypts a secret to the account's key of use seal.
+func (r *request) sealFor(a *devicestate.Account, secret []byte) (strictjson.Value, error) {
 	key, err := r.ownNamed(a.Seal)
 	if err != nil {
 		return nil, err
 	}
-	text := []byte(seed.Text())
-	defer clear(text)
-	return sealTo(key.Public(), text)
+	return sealTo(key.Public(), secret)
 }
 
 // granted returns the account whose seed came with the connection to it, or nil.
@@ -331,18 +320,7 @@ func (r *request) dropAccount(ctx context.Context, a *devicestate.Account) error
 }
 
 // accountForget answers AccountForgetRequest.
-func (r *request) accountForget(ctx context.Context, body strictjson.Value) ([]byte, error) {
-	var req mesh.AccountForgetRequest
-	defer func() {
-		for _, share := range req.Recover {
-			clear(share)
-		}
-	}()
-	done, err := r.beginDevice(ctx, mesh.TagAccountForgetRequest, body, &req)
-	if err != nil {
-		return nil, err
-	}
-	defer done()
+func (r *request) accountForget(ctx context.Context, req mesh.AccountForgetRequest) (any, error) {
 	a, err := r.account(req.Account)
 	if err != nil {
 		return nil, err
@@ -367,7 +345,7 @@ func (r *request) accountForget(ctx context.Context, body strictjson.Value) ([]b
 	if err := r.putAccount(ctx, a.Account); err != nil {
 		return nil, err
 	}
-	return strictjson.Marshal(accepted)
+	return accepted, nil
 }
 
 func recoverSeed(shares []mesh.Binary) (*mesh.Seed, error) {
@@ -402,6 +380,9 @@ func (r *request) makeAccount(ctx context.Context, m *maker, seed *mesh.Seed, pr
 			return nil, err
 		}
 	}
+	if err := r.makeEscrowKey(ctx, m, seed, profile); err != nil {
+		return nil, err
+	}
 	seal, err := m.draw(ctx, token.X25519, wish{name: "Seal", label: profile.Address + " seal", use: token.UseSeal})
 	if err != nil {
 		return nil, err
@@ -422,6 +403,27 @@ func (r *request) makeAccount(ctx context.Context, m *maker, seed *mesh.Seed, pr
 	}, nil
 }
 
+// makeEscrowKey makes the key to which private keys of applications are escrowed, which opens them inside the
+// agent only. Profiles before 2021 have none.
+func (r *request) makeEscrowKey(ctx context.Context, m *maker, seed *mesh.Seed, profile *device.ProfileUser) error {
+	if profile.Escrow == nil {
+		return nil
+	}
+	private, err := device.AccountKey(seed, device.Escrow, profile.Escrow.Algorithm, profile.Generation)
+	if err != nil {
+		return err
+	}
+	defer private.Wipe()
+	if pub, err := mesh.PublicOf(private); err != nil || !pub.Equal(*profile.Escrow) {
+		return malformed("Profile", "the escrow key is not that of the seed")
+	}
+	_, err = m.put(ctx, wish{name: escrowName, label: profile.Address + " " + escrowName, use: token.UseSeal, private: private})
+	return err
+}
+
+// escrowName is the member of an account's profile that has the escrow key.
+const escrowName = "EscrowEncryption"
+
 func (r *request) describeAccount(a *devicestate.Account) *mesh.AccountInfo {
 	info := &mesh.AccountInfo{
 		AccountName: mesh.AccountName{Udf: a.Udf, Address: a.Address}, Generation: a.Generation, Profile: a.Profile, Keys: r.namedKeys(a.Keys),
@@ -433,13 +435,7 @@ func (r *request) describeAccount(a *devicestate.Account) *mesh.AccountInfo {
 }
 
 // accountList answers AccountListRequest.
-func (r *request) accountList(ctx context.Context, body strictjson.Value) ([]byte, error) {
-	var req mesh.AccountListRequest
-	done, err := r.beginDevice(ctx, mesh.TagAccountListRequest, body, &req)
-	if err != nil {
-		return nil, err
-	}
-	defer done()
+func (r *request) accountList(ctx context.Context, req mesh.AccountListRequest) (any, error) {
 	response := mesh.AccountListResponse{Reply: accepted}
 	if req.Account == "" {
 		all, err := r.config.Device.Accounts()
@@ -449,7 +445,7 @@ func (r *request) accountList(ctx context.Context, body strictjson.Value) ([]byt
 		for _, a := range all {
 			response.Accounts = append(response.Accounts, *r.describeAccount(a))
 		}
-		return strictjson.Marshal(response)
+		return response, nil
 	}
 	a, err := r.account(req.Account)
 	if err != nil {
@@ -459,18 +455,15 @@ func (r *request) accountList(ctx context.Context, body strictjson.Value) ([]byt
 	for i, d := range a.Devices {
 		info.Devices[i].Entry = d.Entry
 	}
+	for _, x := range a.Applications {
+		info.Applications = append(info.Applications, x.Catalog)
+	}
 	response.Accounts = []mesh.AccountInfo{*info}
-	return strictjson.Marshal(response)
+	return response, nil
 }
 
 // accountEscrow answers AccountEscrowRequest.
-func (r *request) accountEscrow(ctx context.Context, body strictjson.Value) ([]byte, error) {
-	var req mesh.AccountEscrowRequest
-	done, err := r.beginDevice(ctx, mesh.TagAccountEscrowRequest, body, &req)
-	if err != nil {
-		return nil, err
-	}
-	defer done()
+func (r *request) accountEscrow(ctx context.Context, req mesh.AccountEscrowRequest) (any, error) {
 	a, err := r.account(req.Account)
 	if err != nil {
 		return nil, err
@@ -488,5 +481,5 @@ func (r *request) accountEscrow(ctx context.Context, body strictjson.Value) ([]b
 	for _, s := range shares {
 		response.Shares = append(response.Shares, []byte(s))
 	}
-	return strictjson.Marshal(response)
+	return response, nil
 }

@@ -22,13 +22,7 @@ const (
 )
 
 // accountPIN answers AccountPINRequest.
-func (r *request) accountPIN(ctx context.Context, body strictjson.Value) ([]byte, error) {
-	var req mesh.AccountPINRequest
-	done, err := r.beginDevice(ctx, mesh.TagAccountPINRequest, body, &req)
-	if err != nil {
-		return nil, err
-	}
-	defer done()
+func (r *request) accountPIN(ctx context.Context, req mesh.AccountPINRequest) (any, error) {
 	if req.Hours == 0 {
 		req.Hours = pinHours
 	}
@@ -47,11 +41,7 @@ func (r *request) accountPIN(ctx context.Context, body strictjson.Value) ([]byte
 	if err != nil {
 		return nil, err
 	}
-	seal, err := r.ownNamed(a.Seal)
-	if err != nil {
-		return nil, err
-	}
-	text, err := sealTo(seal.Public(), []byte(pin))
+	text, err := r.sealFor(a.Account, []byte(pin))
 	if err != nil {
 		return nil, err
 	}
@@ -61,19 +51,13 @@ func (r *request) accountPIN(ctx context.Context, body strictjson.Value) ([]byte
 	if err := r.putAccount(ctx, a.Account); err != nil {
 		return nil, err
 	}
-	return strictjson.Marshal(mesh.AccountPINResponse{Reply: accepted, PIN: []byte(pin), Account: mesh.AccountName{Udf: a.Udf, Address: a.Address}})
+	return mesh.AccountPINResponse{Reply: accepted, PIN: []byte(pin), Account: mesh.AccountName{Udf: a.Udf, Address: a.Address}}, nil
 }
 
 func last[T any](list []T, n int) []T { return list[max(0, len(list)-n):] }
 
 // accountAcknowledge answers AccountAcknowledgeRequest.
-func (r *request) accountAcknowledge(ctx context.Context, body strictjson.Value) ([]byte, error) {
-	var req mesh.AccountAcknowledgeRequest
-	done, err := r.beginDevice(ctx, mesh.TagAccountAcknowledgeRequest, body, &req)
-	if err != nil {
-		return nil, err
-	}
-	defer done()
+func (r *request) accountAcknowledge(ctx context.Context, req mesh.AccountAcknowledgeRequest) (any, error) {
 	a, ask, err := r.connection(req.Account, req.Request)
 	if err != nil {
 		return nil, err
@@ -101,9 +85,9 @@ func (r *request) accountAcknowledge(ctx context.Context, body strictjson.Value)
 	if err := r.putAccount(ctx, a.Account); err != nil {
 		return nil, err
 	}
-	return strictjson.Marshal(mesh.AccountAcknowledgeResponse{
+	return mesh.AccountAcknowledgeResponse{
 		Reply: accepted, ConnectResponse: answer, Witness: acknowledged.Witness, Device: ask.Profile.Name(),
-	})
+	}, nil
 }
 
 // connection reads a device's request to an account.
@@ -126,14 +110,8 @@ func (r *request) connection(account string, text strictjson.Value) (*administer
 }
 
 // accountConnect answers AccountConnectRequest.
-func (r *request) accountConnect(ctx context.Context, body strictjson.Value) ([]byte, error) {
-	var req mesh.AccountConnectRequest
-	done, err := r.beginDevice(ctx, mesh.TagAccountConnectRequest, body, &req)
-	if err != nil {
-		return nil, err
-	}
-	defer done()
-	if err := checkRoles(req.Roles); err != nil {
+func (r *request) accountConnect(ctx context.Context, req mesh.AccountConnectRequest) (any, error) {
+	if err := errors.Join(checkRoles(req.Roles), checkGrants(req.ApplicationGrants)); err != nil {
 		return nil, err
 	}
 	a, ask, err := r.connection(req.Account, req.Request)
@@ -161,7 +139,7 @@ func (r *request) accountConnect(ctx context.Context, body strictjson.Value) ([]
 	if err := r.putAccount(ctx, a.Account); err != nil {
 		return nil, err
 	}
-	return strictjson.Marshal(mesh.AccountConnectResponse{Reply: accepted, Response: response, CatalogedDevice: text})
+	return mesh.AccountConnectResponse{Reply: accepted, Response: response, CatalogedDevice: text}, nil
 }
 
 // checkRoles bounds what goes into a connection.
@@ -262,11 +240,16 @@ func (r *request) connect(ctx context.Context, a *administered, ask *device.Requ
 		return nil, nil, err
 	}
 	defer keys.Wipe()
+	grants, err := r.applications(ctx, a, req.ApplicationGrants)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer wipeGrants(grants)
 	c, err := r.connector(a)
 	if err != nil {
 		return nil, nil, err
 	}
-	entry, err := c.Connect(ctx, device.Grant{Device: ask.Profile, Roles: req.Roles, Keys: keys})
+	entry, err := c.Connect(ctx, device.Grant{Device: ask.Profile, Roles: req.Roles, Keys: keys, Applications: grants})
 	if err != nil {
 		return nil, nil, err
 	}
@@ -297,32 +280,34 @@ func (r *request) grantedKeys(ctx context.Context, a *administered, req mesh.Acc
 }
 
 // accountRevoke answers AccountRevokeRequest. Revoking again gives the same statement.
-func (r *request) accountRevoke(ctx context.Context, body strictjson.Value) ([]byte, error) {
-	var req mesh.AccountRevokeRequest
-	done, err := r.beginDevice(ctx, mesh.TagAccountRevokeRequest, body, &req)
+func (r *request) accountRevoke(ctx context.Context, req mesh.AccountRevokeRequest) (any, error) {
+	a, d, err := r.connected(req.Account, req.Device)
 	if err != nil {
 		return nil, err
 	}
-	defer done()
-	name, err := checkName("Device", req.Device)
-	if err != nil {
-		return nil, err
-	}
-	a, err := r.account(req.Account)
-	if err != nil {
-		return nil, err
-	}
-	i := slices.IndexFunc(a.Devices, func(d devicestate.Connected) bool { return sameName(d.Udf, name) })
-	if i < 0 {
-		return nil, &failure{statusNotFound, "Device: it is not connected to this account"}
-	}
-	d := &a.Devices[i]
 	if !d.Revoked {
 		if err := r.revoke(ctx, a, d); err != nil {
 			return nil, err
 		}
 	}
-	return strictjson.Marshal(mesh.AccountRevokeResponse{Reply: accepted, Revocation: d.Revocation})
+	return mesh.AccountRevokeResponse{Reply: accepted, Revocation: d.Revocation}, nil
+}
+
+// connected returns a device of an account, also one that was revoked.
+func (r *request) connected(account, deviceName string) (*administered, *devicestate.Connected, error) {
+	name, err := checkName("Device", deviceName)
+	if err != nil {
+		return nil, nil, err
+	}
+	a, err := r.account(account)
+	if err != nil {
+		return nil, nil, err
+	}
+	i := slices.IndexFunc(a.Devices, func(d devicestate.Connected) bool { return sameName(d.Udf, name) })
+	if i < 0 {
+		return nil, nil, &failure{statusNotFound, "Device: it is not connected to this account"}
+	}
+	return a, &a.Devices[i], nil
 }
 
 func (r *request) revoke(ctx context.Context, a *administered, d *devicestate.Connected) error {

@@ -26,13 +26,7 @@ const maxApplications = 64
 
 // deviceActivate answers DeviceActivateRequest: it verifies a connection in all its steps, and
 // only then makes keys of it.
-func (r *request) deviceActivate(ctx context.Context, body strictjson.Value) ([]byte, error) {
-	var req mesh.DeviceActivateRequest
-	done, err := r.beginDevice(ctx, mesh.TagDeviceActivateRequest, body, &req)
-	if err != nil {
-		return nil, err
-	}
-	defer done()
+func (r *request) deviceActivate(ctx context.Context, req mesh.DeviceActivateRequest) (any, error) {
 	id, err := r.identity()
 	if err != nil {
 		return nil, err
@@ -73,7 +67,7 @@ func openCatalog(ctx context.Context, req mesh.DeviceActivateRequest, base mesh.
 		return nil, -1, catalogError(err)
 	}
 	at := slices.IndexFunc(id.Requests, func(q devicestate.Request) bool { return answers(answer.MessageID, q) })
-	if at < 0 && !req.Unsolicited {
+	if at < 0 && !req.Unsolicited && !req.Update { // an update may come as a bare CatalogedDevice, too
 		return nil, -1, &failure{statusState, "Catalog: it answers no request of this device that waits"}
 	}
 	return answer.CatalogedDevice, at, nil
@@ -175,12 +169,15 @@ type activation struct {
 	frame   *device.Frame
 	member  *device.Membership
 	request int // index of the request that it answers, or -1
+	// old is the connection before; nil if there was none.
+	old *devicestate.Membership
 }
 
 // activate makes the keys and replaces what the device had of the account before.
-func (r *request) activate(ctx context.Context, id *identity, a activation) ([]byte, error) {
+func (r *request) activate(ctx context.Context, id *identity, a activation) (any, error) {
 	name := a.member.Account.Name()
 	old := id.membership(name)
+	a.old = old
 	pin := id.pin(name)
 	switch {
 	case a.req.Update && (old == nil || !old.Active):
@@ -228,7 +225,7 @@ func (r *request) activate(ctx context.Context, id *identity, a activation) ([]b
 	if err := r.dropAccount(ctx, granted); err != nil {
 		return nil, err
 	}
-	return strictjson.Marshal(mesh.DeviceActivateResponse{Reply: accepted, Account: r.deviceAccount(next), Refused: refused})
+	return mesh.DeviceActivateResponse{Reply: accepted, Account: r.deviceAccount(id, next), Refused: refused}, nil
 }
 
 // noMoreGranted returns the account whose seed this device had by the connection before and has no more. Of

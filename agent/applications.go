@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/mesh-agent/mesh-agent/internal/devicestate"
 	"github.com/mesh-agent/mesh-agent/internal/strictjson"
 	"github.com/mesh-agent/mesh-agent/mesh"
 	"github.com/mesh-agent/mesh-agent/mesh/device"
@@ -24,7 +25,8 @@ var applicationUses = map[string]token.Use{
 
 // installApplications takes in keys of applications. Nobody signs their activations, so that
 // whoever can write to the device could plant one: only keys are taken whose public part the
-// account's catalog of applications has, or that a person accepted by its UDF.
+// account's catalog of applications has, or that a person accepted by its UDF, or that the device has
+// by the connection before.
 func (r *request) installApplications(ctx context.Context, m *maker, a activation, label string) (refused []string, err error) {
 	if len(a.member.Applications) > maxApplications {
 		return nil, malformed("Catalog", "more than %d applications", maxApplications)
@@ -42,7 +44,7 @@ func (r *request) installApplications(ctx context.Context, m *maker, a activatio
 			continue
 		}
 		notes, err := r.installApplication(ctx, m, opened, title, func(pub token.PublicKey) bool {
-			return slices.ContainsFunc(known, pub.Equal) || slices.ContainsFunc(a.req.Accept, func(name string) bool {
+			return slices.ContainsFunc(known, pub.Equal) || r.hadApplication(a.old, pub) || slices.ContainsFunc(a.req.Accept, func(name string) bool {
 				return mesh.Names(name, pub, mesh.G1) || mesh.Names(name, pub, mesh.G2)
 			})
 		}, label)
@@ -53,6 +55,15 @@ func (r *request) installApplications(ctx context.Context, m *maker, a activatio
 		refused = append(refused, notes...)
 	}
 	return refused, nil
+}
+
+// hadApplication reports whether a key of an application was taken in with the connection before.
+func (r *request) hadApplication(old *devicestate.Membership, pub token.PublicKey) bool {
+	held, err := r.ring.Snapshot().FindPublic(pub)
+	return err == nil && old != nil && slices.ContainsFunc(old.Keys, func(k devicestate.Key) bool {
+		_, application := applicationUses[k.Name]
+		return application && k.Udf == held.Udf
+	})
 }
 
 func (r *request) installApplication(ctx context.Context, m *maker, a *device.ApplicationActivation, title string, confirmed func(token.PublicKey) bool, label string) (refused []string, err error) {

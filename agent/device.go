@@ -18,29 +18,51 @@ import (
 
 // deviceMessages are the messages about the device's Mesh identity and about accounts.
 var deviceMessages = [...]message{
-	{mesh.TagDeviceInitRequest, mesh.TagDeviceInitResponse, (*request).deviceInit},
-	{mesh.TagDeviceShowRequest, mesh.TagDeviceShowResponse, (*request).deviceShow},
-	{mesh.TagDeviceConnectRequest, mesh.TagDeviceConnectResponse, (*request).deviceConnect},
-	{mesh.TagDeviceWitnessRequest, mesh.TagDeviceWitnessResponse, (*request).deviceWitness},
-	{mesh.TagDeviceApproveRequest, mesh.TagDeviceApproveResponse, (*request).deviceApprove},
-	{mesh.TagDeviceActivateRequest, mesh.TagDeviceActivateResponse, (*request).deviceActivate},
-	{mesh.TagDeviceDisconnectRequest, mesh.TagDeviceDisconnectResponse, (*request).deviceDisconnect},
-	{mesh.TagAccountInitRequest, mesh.TagAccountInitResponse, (*request).accountInit},
-	{mesh.TagAccountListRequest, mesh.TagAccountListResponse, (*request).accountList},
-	{mesh.TagAccountPINRequest, mesh.TagAccountPINResponse, (*request).accountPIN},
-	{mesh.TagAccountAcknowledgeRequest, mesh.TagAccountAcknowledgeResponse, (*request).accountAcknowledge},
-	{mesh.TagAccountConnectRequest, mesh.TagAccountConnectResponse, (*request).accountConnect},
-	{mesh.TagAccountRevokeRequest, mesh.TagAccountRevokeResponse, (*request).accountRevoke},
-	{mesh.TagAccountEscrowRequest, mesh.TagAccountEscrowResponse, (*request).accountEscrow},
-	{mesh.TagAccountForgetRequest, mesh.TagAccountForgetResponse, (*request).accountForget},
+	deviceMessage(mesh.TagDeviceInitRequest, mesh.TagDeviceInitResponse, (*request).deviceInit),
+	deviceMessage(mesh.TagDeviceShowRequest, mesh.TagDeviceShowResponse, (*request).deviceShow),
+	deviceMessage(mesh.TagDeviceConnectRequest, mesh.TagDeviceConnectResponse, (*request).deviceConnect),
+	deviceMessage(mesh.TagDeviceWitnessRequest, mesh.TagDeviceWitnessResponse, (*request).deviceWitness),
+	deviceMessage(mesh.TagDeviceApproveRequest, mesh.TagDeviceApproveResponse, (*request).deviceApprove),
+	deviceMessage(mesh.TagDeviceActivateRequest, mesh.TagDeviceActivateResponse, (*request).deviceActivate),
+	deviceMessage(mesh.TagDeviceDisconnectRequest, mesh.TagDeviceDisconnectResponse, (*request).deviceDisconnect),
+	deviceMessage(mesh.TagAccountInitRequest, mesh.TagAccountInitResponse, (*request).accountInit),
+	deviceMessage(mesh.TagAccountListRequest, mesh.TagAccountListResponse, (*request).accountList),
+	deviceMessage(mesh.TagAccountPINRequest, mesh.TagAccountPINResponse, (*request).accountPIN),
+	deviceMessage(mesh.TagAccountAcknowledgeRequest, mesh.TagAccountAcknowledgeResponse, (*request).accountAcknowledge),
+	deviceMessage(mesh.TagAccountConnectRequest, mesh.TagAccountConnectResponse, (*request).accountConnect),
+	deviceMessage(mesh.TagAccountGrantRequest, mesh.TagAccountGrantResponse, (*request).accountGrant),
+	deviceMessage(mesh.TagAccountRevokeRequest, mesh.TagAccountRevokeResponse, (*request).accountRevoke),
+	deviceMessage(mesh.TagAccountEscrowRequest, mesh.TagAccountEscrowResponse, (*request).accountEscrow),
+	deviceMessage(mesh.TagAccountForgetRequest, mesh.TagAccountForgetResponse, (*request).accountForget),
 }
 
-// beginDevice decodes a request about device or accounts and waits for its turn: there is one
-// at a time, which may take as long as its tokens do.
-func (r *request) beginDevice(ctx context.Context, tag string, body strictjson.Value, v any) (done func(), err error) {
-	if err := decode(tag, body, v); err != nil {
-		return nil, err
-	}
+// deviceMessage makes the message of a function that takes a decoded request, whose secrets are
+// wiped, and returns the body of the response.
+func deviceMessage[Request any](tag, response string, answer func(*request, context.Context, Request) (any, error)) message {
+	return message{tag, response, func(r *request, ctx context.Context, body strictjson.Value) ([]byte, error) {
+		var req Request
+		if secret, ok := any(&req).(interface{ Wipe() }); ok {
+			defer secret.Wipe()
+		}
+		if err := decode(tag, body, &req); err != nil {
+			return nil, err
+		}
+		leave, err := r.enterDevice(ctx)
+		if err != nil {
+			return nil, err
+		}
+		defer leave()
+		out, err := answer(r, ctx, req)
+		if err != nil {
+			return nil, err
+		}
+		return strictjson.Marshal(out)
+	}}
+}
+
+// enterDevice waits for the turn of a message about device or accounts: there is one at a time,
+// which may take as long as its tokens do.
+func (r *request) enterDevice(ctx context.Context) (leave func(), err error) {
 	if err := r.decide("", policy.Manage); err != nil {
 		return nil, err
 	}
@@ -114,14 +136,7 @@ func (r *request) putAccount(ctx context.Context, a *devicestate.Account) error 
 }
 
 // deviceInit answers DeviceInitRequest.
-func (r *request) deviceInit(ctx context.Context, body strictjson.Value) ([]byte, error) {
-	var req mesh.DeviceInitRequest
-	defer func() { clear(req.Seed) }()
-	done, err := r.beginDevice(ctx, mesh.TagDeviceInitRequest, body, &req)
-	if err != nil {
-		return nil, err
-	}
-	defer done()
+func (r *request) deviceInit(ctx context.Context, req mesh.DeviceInitRequest) (any, error) {
 	switch d, err := r.config.Device.Device(); {
 	case err == nil:
 		return nil, &failure{statusState, "device: there is one already, " + profileName(d.Profile)}
@@ -370,12 +385,7 @@ func (b *birth) sign(ctx context.Context, spec device.DeviceSpec) (*device.Profi
 }
 
 // deviceShow answers DeviceShowRequest.
-func (r *request) deviceShow(ctx context.Context, body strictjson.Value) ([]byte, error) {
-	done, err := r.beginDevice(ctx, mesh.TagDeviceShowRequest, body, &mesh.DeviceShowRequest{})
-	if err != nil {
-		return nil, err
-	}
-	defer done()
+func (r *request) deviceShow(ctx context.Context, req mesh.DeviceShowRequest) (any, error) {
 	id, err := r.identity()
 	if err != nil {
 		return nil, err
@@ -384,7 +394,7 @@ func (r *request) deviceShow(ctx context.Context, body strictjson.Value) ([]byte
 }
 
 // describe is a DeviceResponse.
-func (r *request) describe(id *identity) ([]byte, error) {
+func (r *request) describe(id *identity) (any, error) {
 	info := &mesh.DeviceInfo{
 		Udf: id.profile.Name(), Generation: id.Generation, Tier: id.Tier, Notes: id.notes(),
 		Profile: id.Profile, Keys: r.namedKeys(id.Keys),
@@ -397,15 +407,16 @@ func (r *request) describe(id *identity) ([]byte, error) {
 	}
 	for i := range id.Accounts {
 		if m := &id.Accounts[i]; m.Active {
-			info.Accounts = append(info.Accounts, r.deviceAccount(m))
+			info.Accounts = append(info.Accounts, r.deviceAccount(id, m))
 		}
 	}
-	return strictjson.Marshal(mesh.DeviceResponse{Reply: accepted, Device: info})
+	return mesh.DeviceResponse{Reply: accepted, Device: info}, nil
 }
 
-func (r *request) deviceAccount(m *devicestate.Membership) mesh.DeviceAccount {
+// deviceAccount describes a connection, which is of the device's own generation.
+func (r *request) deviceAccount(id *identity, m *devicestate.Membership) mesh.DeviceAccount {
 	return mesh.DeviceAccount{
-		AccountName: mesh.AccountName{Udf: m.Udf, Address: m.Address}, Roles: m.Roles, Keys: r.namedKeys(m.Keys),
+		AccountName: mesh.AccountName{Udf: m.Udf, Address: m.Address}, Generation: id.Generation, Roles: m.Roles, Keys: r.namedKeys(m.Keys),
 		ConnectionDevice: m.ConnectionDevice, ConnectionService: m.ConnectionService,
 	}
 }
@@ -458,7 +469,9 @@ func (a *Agent) loadInside() {
 	switch {
 	case err == nil:
 		a.inside.Store(insideOf(d))
-	case !errors.Is(err, devicestate.ErrNotFound):
+	case errors.Is(err, devicestate.ErrNotFound):
+		a.inside.Store(&map[string]bool{})
+	default:
 		a.log.Error("the device's Mesh identity is not loaded", "err", err)
 	}
 }

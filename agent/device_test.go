@@ -42,6 +42,7 @@ func keepDevice(t testing.TB, a *Agent) {
 		}
 	})
 	a.config.Device = folder
+	a.loadInside()
 }
 
 // ask sends one message and decodes the response, whatever its status, into out.

@@ -19,14 +19,7 @@ import (
 const maxRequests = 16
 
 // deviceConnect answers DeviceConnectRequest.
-func (r *request) deviceConnect(ctx context.Context, body strictjson.Value) ([]byte, error) {
-	var req mesh.DeviceConnectRequest
-	defer func() { clear(req.PIN) }()
-	done, err := r.beginDevice(ctx, mesh.TagDeviceConnectRequest, body, &req)
-	if err != nil {
-		return nil, err
-	}
-	defer done()
+func (r *request) deviceConnect(ctx context.Context, req mesh.DeviceConnectRequest) (any, error) {
 	if err := checkAddress(req.Account); err != nil {
 		return nil, err
 	}
@@ -54,7 +47,7 @@ func (r *request) deviceConnect(ctx context.Context, body strictjson.Value) ([]b
 	if err := r.save(ctx, id); err != nil {
 		return nil, err
 	}
-	return strictjson.Marshal(mesh.DeviceConnectResponse{Reply: accepted, MessageId: made.MessageID, Request: text})
+	return mesh.DeviceConnectResponse{Reply: accepted, MessageId: made.MessageID, Request: text}, nil
 }
 
 // checkAddress wants something like alice@example.com.
@@ -103,13 +96,7 @@ func parseConnectResponse(text strictjson.Value) (acknowledge strictjson.Value, 
 
 // deviceWitness answers DeviceWitnessRequest. The witness is computed here, from the own profile
 // and the own nonce: what the other side says it is does not matter.
-func (r *request) deviceWitness(ctx context.Context, body strictjson.Value) ([]byte, error) {
-	var req mesh.DeviceWitnessRequest
-	done, err := r.beginDevice(ctx, mesh.TagDeviceWitnessRequest, body, &req)
-	if err != nil {
-		return nil, err
-	}
-	defer done()
+func (r *request) deviceWitness(ctx context.Context, req mesh.DeviceWitnessRequest) (any, error) {
 	id, err := r.identity()
 	if err != nil {
 		return nil, err
@@ -138,19 +125,13 @@ func (r *request) deviceWitness(ctx context.Context, body strictjson.Value) ([]b
 	if err := r.save(ctx, id); err != nil {
 		return nil, err
 	}
-	return strictjson.Marshal(mesh.DeviceWitnessResponse{
+	return mesh.DeviceWitnessResponse{
 		Reply: accepted, Witness: witness, Account: mesh.AccountName{Udf: account.Name(), Address: account.Address},
-	})
+	}, nil
 }
 
 // deviceApprove answers DeviceApproveRequest.
-func (r *request) deviceApprove(ctx context.Context, body strictjson.Value) ([]byte, error) {
-	var req mesh.DeviceApproveRequest
-	done, err := r.beginDevice(ctx, mesh.TagDeviceApproveRequest, body, &req)
-	if err != nil {
-		return nil, err
-	}
-	defer done()
+func (r *request) deviceApprove(ctx context.Context, req mesh.DeviceApproveRequest) (any, error) {
 	name, err := checkName("Account", req.Account)
 	if err != nil {
 		return nil, err
@@ -169,7 +150,7 @@ func (r *request) deviceApprove(ctx context.Context, body strictjson.Value) ([]b
 	if err := r.save(ctx, id); err != nil {
 		return nil, err
 	}
-	return strictjson.Marshal(accepted)
+	return accepted, nil
 }
 
 // checkName wants a profile's name of at least 28 characters, and returns it with dashes.

@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/mesh-agent/mesh-agent/internal/devicestate"
-	"github.com/mesh-agent/mesh-agent/internal/strictjson"
 	"github.com/mesh-agent/mesh-agent/mesh"
 	"github.com/mesh-agent/mesh-agent/mesh/device"
 )
@@ -23,7 +22,7 @@ func isRevocation(e *mesh.Envelope) bool {
 }
 
 // revoked ends a connection because the account's administrator says so.
-func (r *request) revoked(ctx context.Context, id *identity, e *mesh.Envelope) ([]byte, error) {
+func (r *request) revoked(ctx context.Context, id *identity, e *mesh.Envelope) (any, error) {
 	var lastErr error = &failure{statusNotFound, "Catalog: a revocation, but the device is not connected to any account"}
 	for i := range id.Accounts {
 		m := &id.Accounts[i]
@@ -50,7 +49,7 @@ func (r *request) revoked(ctx context.Context, id *identity, e *mesh.Envelope) (
 
 // end deletes what the device has of an account and remembers what connected it. It must be
 // approved again before it can be connected again.
-func (r *request) end(ctx context.Context, id *identity, m *devicestate.Membership, named []mesh.Binary) ([]byte, error) {
+func (r *request) end(ctx context.Context, id *identity, m *devicestate.Membership, named []mesh.Binary) (any, error) {
 	profile, err := mesh.ParseEnvelope(m.ProfileUser)
 	if err != nil {
 		return nil, err
@@ -60,7 +59,7 @@ func (r *request) end(ctx context.Context, id *identity, m *devicestate.Membersh
 		return nil, err
 	}
 	keys := m.Keys
-	ended := mesh.DeviceAccount{AccountName: mesh.AccountName{Udf: m.Udf, Address: m.Address}, Roles: m.Roles, Keys: []mesh.NamedKey{}}
+	ended := mesh.DeviceAccount{AccountName: mesh.AccountName{Udf: m.Udf, Address: m.Address}, Generation: id.Generation, Roles: m.Roles, Keys: []mesh.NamedKey{}}
 	*m = devicestate.Membership{Udf: m.Udf, Address: m.Address, History: *m.History.Revoke(profile, named...), Inside: m.Inside}
 	id.Pins = slices.DeleteFunc(id.Pins, func(p devicestate.Pin) bool { return sameName(p.Udf, m.Udf) })
 	if err := r.save(ctx, id); err != nil {
@@ -69,17 +68,11 @@ func (r *request) end(ctx context.Context, id *identity, m *devicestate.Membersh
 	if err := errors.Join(r.deleteKeys(ctx, keys), r.dropAccount(ctx, granted)); err != nil {
 		return nil, err
 	}
-	return strictjson.Marshal(mesh.DeviceActivateResponse{Reply: accepted, Account: ended, Revoked: true})
+	return mesh.DeviceActivateResponse{Reply: accepted, Account: ended, Revoked: true}, nil
 }
 
 // deviceDisconnect answers DeviceDisconnectRequest.
-func (r *request) deviceDisconnect(ctx context.Context, body strictjson.Value) ([]byte, error) {
-	var req mesh.DeviceDisconnectRequest
-	done, err := r.beginDevice(ctx, mesh.TagDeviceDisconnectRequest, body, &req)
-	if err != nil {
-		return nil, err
-	}
-	defer done()
+func (r *request) deviceDisconnect(ctx context.Context, req mesh.DeviceDisconnectRequest) (any, error) {
 	id, err := r.identity()
 	if err != nil {
 		return nil, err

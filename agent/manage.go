@@ -10,6 +10,7 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"github.com/mesh-agent/mesh-agent/internal/devicestate"
 	"github.com/mesh-agent/mesh-agent/internal/keyfile"
 	"github.com/mesh-agent/mesh-agent/internal/keyring"
 	"github.com/mesh-agent/mesh-agent/internal/policy"
@@ -193,6 +194,8 @@ func (r *request) privateKey(ctx context.Context, req mesh.KeyImportRequest) (*t
 	}
 	private, warnings, err := keyfile.Parse(file, opts)
 	switch {
+	case err != nil && req.UnwrapWith != "":
+		return nil, nil, errEnvelope // what else was in it is not for the client to know
 	case errors.Is(err, token.ErrAuthNeeded), errors.Is(err, token.ErrAuthWrong):
 		return nil, nil, err
 	case err != nil:
@@ -223,7 +226,7 @@ func importOptions(req mesh.KeyImportRequest) (keyfile.Options, error) {
 // openEnvelope decrypts a DARE envelope with one of the agent's keys. Entries that name the
 // key are tried first; a kid is a hint that anybody can write. The caller wipes the plaintext.
 func (r *request) openEnvelope(ctx context.Context, keyID string, data []byte) ([]byte, error) {
-	key, err := r.grant(keyID, policy.Decrypt)
+	key, err := r.grant(keyID, policy.Unwrap)
 	switch {
 	case errors.Is(err, token.ErrNotFound):
 		return nil, &failure{statusNotFound, "UnwrapWith: no such key"}
@@ -231,6 +234,8 @@ func (r *request) openEnvelope(ctx context.Context, keyID string, data []byte) (
 		return nil, malformed("UnwrapWith", "%s", keyIDWanted)
 	case err != nil:
 		return nil, err
+	case key.Use == token.UseSeal && !r.isEscrow(key.Udf):
+		return nil, forbidden("use", "of keys of use seal only an account's escrow key opens keys")
 	}
 	envelope, err := mesh.ParseEnvelope(data)
 	if err != nil {
@@ -255,7 +260,21 @@ func (r *request) openEnvelope(ctx context.Context, keyID string, data []byte) (
 		}
 		return plaintext, nil
 	}
-	return nil, malformed("Key", "the envelope does not open with the key of UnwrapWith")
+	return nil, errEnvelope
+}
+
+// errEnvelope is the one error for an envelope that does not open or does not hold a key.
+var errEnvelope = malformed("Key", "the envelope does not open with the key of UnwrapWith, or does not hold a key")
+
+// isEscrow reports whether a key is the escrow key of an account here.
+func (r *request) isEscrow(udf string) bool {
+	if r.config.Device == nil {
+		return false
+	}
+	accounts, err := r.config.Device.Accounts()
+	return err == nil && slices.ContainsFunc(accounts, func(a *devicestate.Account) bool {
+		return slices.ContainsFunc(a.Keys, func(k devicestate.Key) bool { return k.Name == escrowName && k.Udf == udf })
+	})
 }
 
 // candidates returns the recipient entries on the key's curve, those that name it first.

@@ -122,6 +122,11 @@ func (c *Client) AccountConnect(ctx context.Context, req mesh.AccountConnectRequ
 	return fetch[mesh.AccountConnectResponse](ctx, c, mesh.TagAccountConnectRequest, req, mesh.TagAccountConnectResponse)
 }
 
+// AccountGrant gives a connected device keys of applications.
+func (c *Client) AccountGrant(ctx context.Context, req mesh.AccountGrantRequest) (*mesh.AccountConnectResponse, error) {
+	return fetch[mesh.AccountConnectResponse](ctx, c, mesh.TagAccountGrantRequest, req, mesh.TagAccountGrantResponse)
+}
+
 // AccountRevoke ends the connection of a device and returns the signed statement of it.
 func (c *Client) AccountRevoke(ctx context.Context, req mesh.AccountRevokeRequest) ([]byte, error) {
 	out, err := fetch[mesh.AccountRevokeResponse](ctx, c, mesh.TagAccountRevokeRequest, req, mesh.TagAccountRevokeResponse)

@@ -7,6 +7,7 @@ import (
 	"crypto/elliptic"
 	"crypto/hkdf"
 	"crypto/rand"
+	"crypto/rsa"
 	"crypto/sha512"
 	"errors"
 	"strings"
@@ -209,6 +210,13 @@ func TestNewKeyData(t *testing.T) {
 				sameHex(t, "wiped", private.PrivateParameters.PrivateKeyECDH.Private, make([]byte, curve.ScalarLen()))
 			}
 		}
+	}
+	rsaKey := must(RSAKey(must(rsa.GenerateKey(rand.Reader, 2048))))
+	private := must(NewPrivateKeyData(rsaKey, G1))
+	same(t, "RSA key", must(private.PrivateParameters.PrivateKey()).RSA.Equal(rsaKey.RSA), true)
+	private.PrivateParameters.Wipe()
+	for _, secret := range [][]byte{private.PrivateParameters.PrivateKeyRSA.D, private.PrivateParameters.PrivateKeyRSA.QI} {
+		sameHex(t, "wiped", secret, make([]byte, len(secret)))
 	}
 	if _, err := NewKeyData(token.PublicKey{Algorithm: token.X448}, G1); !errors.Is(err, token.ErrBadKey) {
 		t.Errorf("no key: %v", err)

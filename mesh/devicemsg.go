@@ -39,6 +39,8 @@ const (
 	TagAccountAcknowledgeResponse = "AccountAcknowledgeResponse"
 	TagAccountConnectRequest      = "AccountConnectRequest"
 	TagAccountConnectResponse     = "AccountConnectResponse"
+	TagAccountGrantRequest        = "AccountGrantRequest"
+	TagAccountGrantResponse       = "AccountGrantResponse"
 	TagAccountRevokeRequest       = "AccountRevokeRequest"
 	TagAccountRevokeResponse      = "AccountRevokeResponse"
 	TagAccountEscrowRequest       = "AccountEscrowRequest"
@@ -94,6 +96,9 @@ type DeviceInitRequest struct {
 	Profile     strictjson.Value `json:",omitzero"` // that device's enveloped ProfileDevice, instead of a new one
 }
 
+// Wipe overwrites the seed.
+func (r *DeviceInitRequest) Wipe() { clear(r.Seed) }
+
 // DeviceResponse answers DeviceInitRequest and DeviceShowRequest.
 type DeviceResponse struct {
 	Reply
@@ -142,6 +147,7 @@ type DeviceRequest struct {
 // DeviceAccount is a connection of the device to an account.
 type DeviceAccount struct {
 	AccountName
+	Generation        string
 	Roles             []string `json:",omitzero"`
 	Keys              []NamedKey
 	ConnectionDevice  strictjson.Value // enveloped
@@ -156,6 +162,9 @@ type DeviceConnectRequest struct {
 	Account string
 	PIN     Binary `json:",omitzero"` // text: A... or E...
 }
+
+// Wipe overwrites the PIN.
+func (r *DeviceConnectRequest) Wipe() { clear(r.PIN) }
 
 // DeviceConnectResponse has the request.
 type DeviceConnectResponse struct {
@@ -226,6 +235,9 @@ type AccountInitRequest struct {
 	Profile    strictjson.Value `json:",omitzero"` // with Recover: its enveloped ProfileUser
 }
 
+// Wipe overwrites the shares.
+func (r *AccountInitRequest) Wipe() { wipeAll(r.Recover) }
+
 // AccountInitResponse has the escrow shares, which are in this answer and nowhere else.
 type AccountInitResponse struct {
 	Reply
@@ -240,6 +252,9 @@ type AccountInfo struct {
 	Profile    strictjson.Value // enveloped ProfileUser
 	Keys       []NamedKey
 	Devices    []AccountDevice `json:",omitzero"`
+	// Applications are the entries for the catalog of applications, by which devices confirm their keys.
+	// They hold public keys, and the private ones for decryption encrypted to the account's escrow key.
+	Applications []strictjson.Value `json:",omitzero"`
 }
 
 // AccountDevice is a device of an account.
@@ -301,6 +316,22 @@ type AccountConnectRequest struct {
 	Administer bool             `json:",omitzero"` // grants the administrator's key
 	NoCommon   bool             `json:",omitzero"` // does not grant the account's keys
 	Stores     []string         `json:",omitzero"` // grants these stores' keys
+	ApplicationGrants
+}
+
+// ApplicationGrants names applications of the account whose keys a device gets. Those that the account has not are made: RSA
+// keys, since the Mesh has no others for these applications.
+type ApplicationGrants struct {
+	GrantSsh  bool     `json:",omitzero"` // the account's key for SSH, the same on all devices
+	GrantMail []string `json:",omitzero"` // the keys for S/MIME and OpenPGP of these addresses
+}
+
+// AccountGrantRequest gives keys of applications to a device that is connected. The answer is an
+// AccountConnectResponse: the connection stays, with more applications.
+type AccountGrantRequest struct {
+	Account string `json:",omitzero"`
+	Device  string // UDF, at least 28 characters
+	ApplicationGrants
 }
 
 // AccountConnectResponse has the answer for the device, and its entry for the catalog, which is
@@ -335,4 +366,13 @@ type AccountEscrowRequest struct {
 type AccountForgetRequest struct {
 	Account string   `json:",omitzero"`
 	Recover []Binary // texts of escrow shares, as many as are needed
+}
+
+// Wipe overwrites the shares.
+func (r *AccountForgetRequest) Wipe() { wipeAll(r.Recover) }
+
+func wipeAll(secrets []Binary) {
+	for _, s := range secrets {
+		clear(s)
+	}
 }

@@ -237,26 +237,35 @@ func NewKeyData(pub token.PublicKey, g Generation) (*KeyData, error) {
 	return &KeyData{Udf: udf, PublicParameters: &parameters}, nil
 }
 
-// NewPrivateKeyData returns a private key on a curve as KeyData: a seed under the curve's
-// name, a scalar under that with z. The octets are copied: the caller wipes key and result.
+// NewPrivateKeyData returns a private key as KeyData: a seed under the curve's name, a scalar
+// under that with z, an RSA key with all its members. The octets are copied: the caller wipes key and result.
 func NewPrivateKeyData(key *token.PrivateKey, g Generation) (*KeyData, error) {
 	pub, err := PublicOf(key)
 	if err != nil {
 		return nil, err
 	}
-	if key.RSA != nil {
-		return nil, fmt.Errorf("write %s private key: %w", pub.Algorithm, token.ErrUnsupported)
-	}
 	k, err := NewKeyData(pub, g)
 	if err != nil {
 		return nil, err
 	}
-	private := &PrivateKeyECDH{Curve: string(key.Algorithm), Private: slices.Clone(key.Seed)}
-	if key.Scalar != nil {
-		private = &PrivateKeyECDH{Curve: string(key.Algorithm) + "z", Private: slices.Clone(key.Scalar)}
+	switch {
+	case key.RSA != nil:
+		k.PrivateParameters = &PrivateParameters{PrivateKeyRSA: newPrivateKeyRSA(key.RSA)}
+	case key.Scalar != nil:
+		k.PrivateParameters = &PrivateParameters{PrivateKeyECDH: &PrivateKeyECDH{Curve: string(key.Algorithm) + "z", Private: slices.Clone(key.Scalar)}}
+	default:
+		k.PrivateParameters = &PrivateParameters{PrivateKeyECDH: &PrivateKeyECDH{Curve: string(key.Algorithm), Private: slices.Clone(key.Seed)}}
 	}
-	k.PrivateParameters = &PrivateParameters{PrivateKeyECDH: private}
 	return k, nil
+}
+
+// newPrivateKeyRSA writes a key of two primes, whose Precomputed is filled in.
+func newPrivateKeyRSA(key *rsa.PrivateKey) *PrivateKeyRSA {
+	c := key.Precomputed
+	return &PrivateKeyRSA{
+		N: key.N.Bytes(), E: big.NewInt(int64(key.E)).Bytes(), D: key.D.Bytes(),
+		P: key.Primes[0].Bytes(), Q: key.Primes[1].Bytes(), DP: c.Dp.Bytes(), DQ: c.Dq.Bytes(), QI: c.Qinv.Bytes(),
+	}
 }
 
 // MarshalKeyDataScalar writes {"KeyData":{...}} with a private scalar in the curve's

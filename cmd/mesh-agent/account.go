@@ -25,6 +25,8 @@ func newAccountCommand(a *app) *cobra.Command {
 		newAccountPINCommand(a),
 		newAccountAcknowledgeCommand(a),
 		newAccountConnectCommand(a),
+		newAccountGrantCommand(a),
+		newAccountApplicationsCommand(a),
 		newAccountRevokeCommand(a),
 	)
 	c.Long = `An administrator connects devices to an account. The account's seed stays in the agent;
@@ -369,7 +371,8 @@ holds. The request must prove a PIN of "account pin", or you give the witness th
 device shows, or the UDF that it shows ("device profile --udf").
 
 The device gets the account's keys for encryption, signature and authentication and those
-of its stores, unless --no-common is given.`,
+of its stores, unless --no-common is given; keys of applications if they are granted, here or
+later by "account grant".`,
 		Args: args(cobra.MaximumNArgs(1)),
 		RunE: func(c *cobra.Command, files []string) (err error) {
 			if req.Request, err = a.readJSON(optional(files)); err != nil {
@@ -377,15 +380,10 @@ of its stores, unless --no-common is given.`,
 			}
 			return a.with(c.Context(), func(conn *client.Client) error {
 				made, err := conn.AccountConnect(c.Context(), req)
-				switch {
-				case err != nil:
+				if err != nil {
 					return explainConnect(err)
-				case a.json:
-					return a.printJSON(made)
-				case catalog:
-					return a.print(append(made.CatalogedDevice, '\n'))
 				}
-				return a.print(append(made.Response, '\n'))
+				return a.printConnection(made, catalog)
 			})
 		},
 	}
@@ -397,6 +395,7 @@ of its stores, unless --no-common is given.`,
 	c.Flags().BoolVar(&req.Super, "super", false, "hand over the account's seed, from which all its keys follow")
 	c.Flags().BoolVar(&req.NoCommon, "no-common", false, "do not grant the account's own keys")
 	c.Flags().StringArrayVar(&req.Stores, "store", nil, "grant the key of this `store`; once for each")
+	addGrantFlags(c, &req.ApplicationGrants)
 	c.Flags().BoolVar(&catalog, "catalog", false, "print the CatalogedDevice")
 	return c
 }

@@ -169,7 +169,7 @@ func (a *app) printDevice(d *mesh.DeviceInfo) error {
 		if len(m.Roles) > 0 {
 			rows = append(rows, []string{"roles", strings.Join(m.Roles, ", ")})
 		}
-		rows = append(rows, keyRows(d.Generation, "", m.Keys)...)
+		rows = append(rows, keyRows(m.Generation, "", m.Keys)...)
 	}
 	return a.printTable(rows)
 }
@@ -344,11 +344,11 @@ contributions, and the account's own keys that were granted. What was decrypted 
 				return err
 			}
 			for _, file := range applications {
-				entry, err := a.readJSON(file)
+				entries, err := a.readApplications(file)
 				if err != nil {
 					return err
 				}
-				req.Applications = append(req.Applications, entry)
+				req.Applications = append(req.Applications, entries...)
 			}
 			if c.Flags().Changed("frame") {
 				req.Frame = &mesh.CatalogFrame{Index: index}
@@ -362,11 +362,13 @@ contributions, and the account's own keys that were granted. What was decrypted 
 	if name == "update" {
 		req.Update = true
 		c.Short = "Take a newer connection, or the end of it, into use"
-		c.Long = `Reads a newer CatalogedDevice of an account to which the device is connected, verifies
-all of it and takes it into use in place of the one before, or an enveloped DeviceRevocation, which ends it. What was replaced once is never taken again.
+		c.Long = `Reads a newer CatalogedDevice of an account to which the device is connected, or an enveloped
+RespondConnection that holds one, verifies all of it and takes it into use in place of the one before, or an enveloped
+DeviceRevocation, which ends it. What was replaced once is never taken again. Keys of applications that the device has
+need no second confirmation; those that are no more in the entry are deleted.
 ` + activateHelp
 	}
-	c.Flags().StringArrayVar(&applications, "applications", nil, "`file` with an entry of the account's catalog of applications; once for each")
+	c.Flags().StringArrayVar(&applications, "applications", nil, "`file` with one or an array of entries of the account's catalog of applications; once for each")
 	c.Flags().StringArrayVar(&req.Accept, "accept-key", nil, "`UDF` of an application's key that you know to be right; once for each")
 	c.Flags().BoolVar(&req.Confirm, "confirm", false, "it is newer than the one in use")
 	c.Flags().BoolVar(&req.Unsolicited, "unsolicited", false, "accept an answer although this device asked for none, as one that was preconfigured")
@@ -394,7 +396,7 @@ func (a *app) activate(ctx context.Context, req mesh.DeviceActivateRequest) erro
 			return nil
 		}
 		a.say("connected to %s %s", done.Account.Udf, done.Account.Address)
-		return a.printTable(keyRows("", "", done.Account.Keys))
+		return a.printTable(keyRows(done.Account.Generation, "", done.Account.Keys))
 	})
 }
 

@@ -122,8 +122,17 @@ type Account struct {
 	// Acknowledged are the nonces of acknowledgements, by the MessageId of the request.
 	Acknowledged []Nonce `json:",omitzero"`
 	// Answered are the MessageIds of requests that were answered.
-	Answered []string    `json:",omitzero"`
-	Devices  []Connected `json:",omitzero"`
+	Answered     []string      `json:",omitzero"`
+	Devices      []Connected   `json:",omitzero"`
+	Applications []Application `json:",omitzero"`
+}
+
+// Application is an application of an account whose keys devices are given.
+type Application struct {
+	Kind       string           // Ssh, Mail
+	Identifier string           // the Key of its catalog entry
+	Catalog    strictjson.Value // the entry
+	Keys       strictjson.Value // DARE envelope to the account's key of use seal: the activation with the private keys
 }
 
 // PIN is a PIN that was made for one device.

@@ -18,6 +18,8 @@ const (
 	Agree
 	// Decrypt is a key agreement that stays inside; what was encrypted to the key leaves.
 	Decrypt
+	// Unwrap is a key agreement of which nothing leaves: a key that was encrypted to the key is taken in.
+	Unwrap
 	// Share is taking a key apart for its recipients.
 	Share
 	// SignEnvelope is a signature over a body of which the agent knows the kind.
@@ -40,6 +42,8 @@ func (o Operation) String() string {
 		return "agree"
 	case Decrypt:
 		return "decrypt"
+	case Unwrap:
+		return "unwrap"
 	case Share:
 		return "share"
 	case SignEnvelope:
@@ -112,9 +116,11 @@ func permits(use string, op Operation) bool {
 	case "authenticate":
 		return op == Authenticate
 	case "decrypt":
-		return op == Decrypt
+		return op == Decrypt || op == Unwrap
 	case "agree":
-		return op == Agree || op == Decrypt
+		return op == Agree || op == Decrypt || op == Unwrap
+	case "seal":
+		return op == Unwrap
 	case "split":
 		return op == Share
 	}

@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-var allOperations = []Operation{0, SSH, Sign, Agree, Decrypt, Share, SignEnvelope, Authenticate, Manage, Manage + 1}
+var allOperations = []Operation{0, SSH, Sign, Agree, Decrypt, Unwrap, Share, SignEnvelope, Authenticate, Manage, Manage + 1}
 
 // permitted is the table of uses as the protocol document has it, written a second time.
 var permitted = map[string][]Operation{
@@ -14,11 +14,11 @@ var permitted = map[string][]Operation{
 	"sign":           {Sign},
 	"sign-assertion": {SignEnvelope},
 	"sign-share":     nil,
-	"decrypt":        {Decrypt},
-	"agree":          {Agree, Decrypt},
+	"decrypt":        {Decrypt, Unwrap},
+	"agree":          {Agree, Decrypt, Unwrap},
 	"authenticate":   {Authenticate},
 	"split":          {Share},
-	"seal":           nil,
+	"seal":           {Unwrap},
 	"Sign":           nil,
 	"anything":       nil,
 }

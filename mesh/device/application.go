@@ -216,6 +216,47 @@ func (c *CatalogedApplicationSSH) Confirm(a *ApplicationActivation) error {
 	return nil
 }
 
+// TagCatalogedApplicationMail is the tag of CatalogedApplicationMail.
+const TagCatalogedApplicationMail = "CatalogedApplicationMail"
+
+// The kinds of applications of which devices are given keys here, which end the tags of their objects.
+const (
+	KindSSH  = "Ssh"
+	KindMail = "Mail"
+)
+
+// MailKeys are the keys of a mail address, by their members, with what they are for. All are RSA keys.
+func MailKeys() map[string]Operation {
+	return map[string]Operation{"SmimeSign": Sign, "SmimeEncrypt": Encrypt, "OpenpgpSign": Sign, "OpenpgpEncrypt": Encrypt}
+}
+
+// MailIdentifier is the Key of a mail address's entry in the catalog of applications.
+func MailIdentifier(address string) string { return "mailto:" + address }
+
+// CatalogedApplicationMail is a mail address's entry in an account's catalog of applications: its
+// public keys, by the members of MailKeys. How mail is fetched and sent is left out.
+type CatalogedApplicationMail struct {
+	Address string
+	Keys    map[string]token.PublicKey
+	Escrow  []*mesh.Envelope // private keys, to the account's escrow key
+}
+
+// Marshal writes {"CatalogedApplicationMail":{...}} with names of generation g.
+func (c *CatalogedApplicationMail) Marshal(g mesh.Generation) ([]byte, error) {
+	members := map[string]any{"Key": MailIdentifier(c.Address), "AccountAddress": c.Address}
+	for name, pub := range c.Keys {
+		k, err := mesh.NewKeyData(pub, g)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", name, err)
+		}
+		members[name] = k
+	}
+	if c.Escrow != nil {
+		members["EnvelopedEscrow"] = c.Escrow
+	}
+	return strictjson.Marshal(map[string]any{TagCatalogedApplicationMail: members})
+}
+
 // EscrowKey encrypts a private key of an operation to the account's escrow key, as far as
 // CheckEscrow allows it. The caller wipes the key.
 func EscrowKey(rand io.Reader, account *ProfileUser, o Operation, key *mesh.KeyData) (*mesh.Envelope, error) {

@@ -78,3 +78,44 @@ func TestFrameOf(t *testing.T) {
 	_, err = FrameOf(must(mesh.ParseEnvelope([]byte(`[{"SequenceInfo":{"Index":-1}},"AAAA"]`))))
 	wantErr(t, "negative index", err, ErrFrame)
 }
+
+// TestGrantApplications adds applications to a connection that is in use: what is signed stays, and the same
+// application is there once.
+func TestGrantApplications(t *testing.T) {
+	t.Parallel()
+	generations(t, func(t *testing.T, g mesh.Generation) {
+		a, d := newAccount(t, g), newDevice(t, g, nil)
+		entry := a.connect(t, d, Rights{})
+		ssh := func() ApplicationGrant {
+			k := sshKey(t, g)
+			return ApplicationGrant{Kind: KindSSH, Identifier: k.Udf, Keys: map[string]*mesh.KeyData{"ClientKey": k}}
+		}
+		one := ssh()
+		mail := ApplicationGrant{Kind: KindMail, Identifier: MailIdentifier("alice@example.net"), Keys: map[string]*mesh.KeyData{"SmimeSign": sshKey(t, g)}}
+		next := must(a.connector().GrantApplications(t.Context(), entry, []ApplicationGrant{one, mail}))
+		same(t, "applications before", len(entry.Applications), 0)
+		same(t, "applications", len(next.Applications), 2)
+		next = must(a.connector().GrantApplications(t.Context(), next, []ApplicationGrant{one}))
+		same(t, "the same again", len(next.Applications), 2)
+
+		v := verification(a, d)
+		v.History = (&History{}).Adopt(entry, nil)
+		m := must(v.Verify(t.Context(), must(ParseCatalogedDevice(must(next.Marshal())))))
+		same(t, "order", m.Order, OrderSame)
+		for _, x := range m.Applications {
+			opened := must(x.Open(t.Context(), m.Combined, g))
+			if opened.Tag != "ActivationApplication"+map[string]string{one.Identifier: KindSSH, mail.Identifier: KindMail}[x.Identifier] {
+				t.Errorf("%s is a %s", x.Identifier, opened.Tag)
+			}
+		}
+		other := newAccount(t, g)
+		_, err := other.connector().GrantApplications(t.Context(), entry, []ApplicationGrant{one})
+		wantStep(t, "entry of another account", err, StepAccount, TagProfileUser, ErrOtherName)
+		public := one
+		public.Keys = map[string]*mesh.KeyData{"ClientKey": must(mesh.NewKeyData(a.profile.Signature, g))}
+		_, err = a.connector().GrantApplications(t.Context(), entry, []ApplicationGrant{public})
+		wantErr(t, "public key", err, ErrActivation)
+		one.Wipe()
+		sameHex(t, "wiped", one.Keys["ClientKey"].PrivateParameters.PrivateKeyRSA.D, make([]byte, len(one.Keys["ClientKey"].PrivateParameters.PrivateKeyRSA.D)))
+	})
+}

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"fmt"
 	"io"
+	"slices"
 	"time"
 
 	"github.com/mesh-agent/mesh-agent/internal/strictjson"
@@ -40,8 +41,20 @@ type Grant struct {
 // ApplicationGrant is an activation of an application for a device.
 type ApplicationGrant struct {
 	Kind       string // Ssh, Mail, Group
-	Identifier string // of the application's catalog entry, for SSH the Udf of its key
+	Identifier string // of the application's catalog entry: for SSH the Udf of its key, see MailIdentifier
 	Keys       map[string]*mesh.KeyData
+}
+
+// Marshal writes the activation, which holds private keys. The caller wipes it.
+func (a ApplicationGrant) Marshal() ([]byte, error) {
+	return strictjson.Marshal(map[string]map[string]*mesh.KeyData{tagActivationApplication + a.Kind: a.Keys})
+}
+
+// Wipe overwrites the keys.
+func (a ApplicationGrant) Wipe() {
+	for _, k := range a.Keys {
+		wipeKey(k)
+	}
 }
 
 // Connect makes a device's entry for the account's catalog: it draws a fresh contribution,
@@ -103,14 +116,41 @@ func (c Connector) connect(ctx context.Context, activation *DeviceActivation, g 
 	if entry.Activations, err = c.activations(ctx, b, activation, g, combined[0]); err != nil {
 		return nil, err
 	}
-	for _, a := range g.Applications {
-		made, err := c.application(ctx, b, a, combined[0])
+	return entry, c.applications(ctx, b, entry, g.Applications, combined[0])
+}
+
+// GrantApplications returns a device's entry with further activations of applications, or with new
+// ones of the same. The connection itself stays as it is: what is signed does not change.
+func (c Connector) GrantApplications(ctx context.Context, entry *CatalogedDevice, grants []ApplicationGrant) (*CatalogedDevice, error) {
+	if c.Rand == nil {
+		c.Rand = rand.Reader
+	}
+	v := Verification{Account: c.Account.Name(), Now: c.Now}
+	m, err := v.VerifyPublic(entry)
+	if err != nil {
+		return nil, fmt.Errorf("grant applications: %w", err)
+	}
+	next := *entry
+	next.Applications = slices.Clone(entry.Applications)
+	if err := c.applications(ctx, newBuilder(c.Account.Generation, c.Now), &next, grants, *m.Connection.Encryption); err != nil {
+		return nil, fmt.Errorf("grant applications: %w", err)
+	}
+	return &next, nil
+}
+
+// applications adds activations to an entry, in place of those of the same applications.
+func (c Connector) applications(ctx context.Context, b *builder, entry *CatalogedDevice, grants []ApplicationGrant, combined token.PublicKey) error {
+	for _, a := range grants {
+		made, err := c.application(ctx, b, a, combined)
 		if err != nil {
-			return nil, fmt.Errorf("application %.32q: %w", a.Kind, err)
+			return fmt.Errorf("application %.32q: %w", a.Kind, err)
 		}
+		entry.Applications = slices.DeleteFunc(entry.Applications, func(e ApplicationEntry) bool {
+			return e.Tag == made.Tag && e.Identifier == made.Identifier
+		})
 		entry.Applications = append(entry.Applications, *made)
 	}
-	return entry, nil
+	return nil
 }
 
 // activations makes the two activations, signed and encrypted.
@@ -148,8 +188,7 @@ func (c Connector) secret(ctx context.Context, b *builder, tag string, body []by
 }
 
 func (c Connector) application(ctx context.Context, b *builder, a ApplicationGrant, combined token.PublicKey) (*ApplicationEntry, error) {
-	tag := tagActivationApplication + a.Kind
-	body, err := strictjson.Marshal(map[string]map[string]*mesh.KeyData{tag: a.Keys})
+	body, err := a.Marshal()
 	if err != nil {
 		return nil, err
 	}
@@ -159,7 +198,7 @@ func (c Connector) application(ctx context.Context, b *builder, a ApplicationGra
 		return nil, err
 	}
 	made.Wipe()
-	e, err := c.secret(ctx, b, tag, body, combined)
+	e, err := c.secret(ctx, b, tagActivationApplication+a.Kind, body, combined)
 	if err != nil {
 		return nil, err
 	}

@@ -1,0 +1,236 @@
+package agent
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/rsa"
+	"slices"
+	"time"
+
+	"github.com/mesh-agent/mesh-agent/internal/devicestate"
+	"github.com/mesh-agent/mesh-agent/internal/strictjson"
+	"github.com/mesh-agent/mesh-agent/mesh"
+	"github.com/mesh-agent/mesh-agent/mesh/device"
+	"github.com/mesh-agent/mesh-agent/token"
+)
+
+// applicationBits is the size of the keys of applications, that of all published ones.
+const applicationBits = 2048
+
+// accountGrant answers AccountGrantRequest.
+func (r *request) accountGrant(ctx context.Context, req mesh.AccountGrantRequest) (any, error) {
+	if !req.GrantSsh && len(req.GrantMail) == 0 {
+		return nil, malformed("GrantSsh", "GrantSsh or GrantMail expected")
+	}
+	if err := checkGrants(req.ApplicationGrants); err != nil {
+		return nil, err
+	}
+	a, d, err := r.connected(req.Account, req.Device)
+	if err != nil {
+		return nil, err
+	}
+	if d.Revoked {
+		return nil, &failure{statusState, "Device: it was revoked"}
+	}
+	grants, err := r.applications(ctx, a, req.ApplicationGrants)
+	if err != nil {
+		return nil, err
+	}
+	defer wipeGrants(grants)
+	entry, answer, err := r.grantTo(ctx, a, d, grants)
+	if err != nil {
+		return nil, err
+	}
+	d.Entry = entry
+	if err := r.putAccount(ctx, a.Account); err != nil {
+		return nil, err
+	}
+	return mesh.AccountConnectResponse{Reply: accepted, Response: answer, CatalogedDevice: entry}, nil
+}
+
+func checkGrants(want mesh.ApplicationGrants) error {
+	if len(want.GrantMail) >= maxApplications {
+		return malformed("GrantMail", "fewer than %d expected", maxApplications)
+	}
+	for _, address := range want.GrantMail {
+		if checkAddress(address) != nil {
+			return malformed("GrantMail", "an address such as alice@example.com expected")
+		}
+	}
+	return nil
+}
+
+// grantTo makes a device's entry with more applications, and the answer that holds it. The answer is
+// to no request; it is encrypted to the device's base key, which opens it in no program but the agent.
+func (r *request) grantTo(ctx context.Context, a *administered, d *devicestate.Connected, grants []device.ApplicationGrant) (entry, answer strictjson.Value, err error) {
+	old, err := device.ParseCatalogedDevice(d.Entry)
+	if err != nil {
+		return nil, nil, err
+	}
+	c, err := r.connector(a)
+	if err != nil {
+		return nil, nil, err
+	}
+	next, err := c.GrantApplications(ctx, old, grants)
+	if err != nil {
+		return nil, nil, err
+	}
+	if len(next.Applications) > maxApplications {
+		return nil, nil, &failure{statusState, "Device: it has as many applications as it takes"}
+	}
+	profile, err := device.ParseProfileDevice(next.ProfileDevice, time.Now())
+	if err != nil {
+		return nil, nil, err
+	}
+	id, err := mesh.GenerateNonce(rand.Reader)
+	if err != nil {
+		return nil, nil, err
+	}
+	e, err := c.Respond(ctx, profile, id, next)
+	if err != nil {
+		return nil, nil, err
+	}
+	if answer, err = e.Marshal(); err != nil {
+		return nil, nil, err
+	}
+	entry, err = next.Marshal()
+	return entry, answer, err
+}
+
+// applications returns activations of applications that checkGrants found good, and makes those that the
+// account has not. Whoever calls it writes the account's record and wipes the result.
+func (r *request) applications(ctx context.Context, a *administered, want mesh.ApplicationGrants) (grants []device.ApplicationGrant, err error) {
+	defer func() {
+		if err != nil {
+			wipeGrants(grants)
+		}
+	}()
+	if want.GrantSsh {
+		g, err := r.application(ctx, a, device.KindSSH, "")
+		if err != nil {
+			return grants, err
+		}
+		grants = append(grants, *g)
+	}
+	for _, address := range want.GrantMail {
+		g, err := r.application(ctx, a, device.KindMail, address)
+		if err != nil {
+			return grants, err
+		}
+		grants = append(grants, *g)
+	}
+	return grants, nil
+}
+
+func wipeGrants(grants []device.ApplicationGrant) {
+	for _, g := range grants {
+		g.Wipe()
+	}
+}
+
+// application opens the keys of one application, or makes it.
+func (r *request) application(ctx context.Context, a *administered, kind, address string) (*device.ApplicationGrant, error) {
+	i := slices.IndexFunc(a.Applications, func(x devicestate.Application) bool {
+		return x.Kind == kind && (address == "" || x.Identifier == device.MailIdentifier(address))
+	})
+	if i < 0 {
+		return r.makeApplication(a, kind, address)
+	}
+	text, err := r.open(ctx, a.Account, a.Applications[i].Keys)
+	if err != nil {
+		return nil, err
+	}
+	defer clear(text)
+	opened, err := device.ParseApplicationActivation(text, a.profile.Generation)
+	if err != nil {
+		return nil, err
+	}
+	return &device.ApplicationGrant{Kind: kind, Identifier: a.Applications[i].Identifier, Keys: opened.Keys}, nil
+}
+
+// makeApplication makes the keys of an application and adds them, encrypted, to the account.
+func (r *request) makeApplication(a *administered, kind, address string) (g *device.ApplicationGrant, err error) {
+	if len(a.Applications) >= maxApplications {
+		return nil, &failure{statusState, "Account: it has as many applications as it may have"}
+	}
+	g = &device.ApplicationGrant{Kind: kind, Keys: map[string]*mesh.KeyData{}}
+	defer func() {
+		if err != nil {
+			g.Wipe()
+		}
+	}()
+	var catalog []byte
+	if kind == device.KindSSH {
+		g.Identifier, catalog, err = sshApplication(a, g.Keys)
+	} else {
+		g.Identifier = device.MailIdentifier(address)
+		catalog, err = mailApplication(a, address, g.Keys)
+	}
+	if err != nil {
+		return nil, err
+	}
+	text, err := g.Marshal()
+	if err != nil {
+		return nil, err
+	}
+	defer clear(text)
+	sealed, err := r.sealFor(a.Account, text)
+	if err != nil {
+		return nil, err
+	}
+	a.Applications = append(a.Applications, devicestate.Application{Kind: kind, Identifier: g.Identifier, Catalog: catalog, Keys: sealed})
+	return g, nil
+}
+
+// sshApplication makes the account's key for SSH. It authenticates, and is not escrowed.
+func sshApplication(a *administered, keys map[string]*mesh.KeyData) (identifier string, catalog []byte, err error) {
+	public, private, err := applicationKey(a.profile.Generation)
+	if err != nil {
+		return "", nil, err
+	}
+	keys["ClientKey"] = private
+	entry, err := device.NewCatalogedApplicationSSH(public, a.Address, nil, a.profile.Generation)
+	if err != nil {
+		return "", nil, err
+	}
+	catalog, err = entry.Marshal(a.profile.Generation)
+	return entry.Key, catalog, err
+}
+
+// mailApplication makes the keys of a mail address. Those for decryption are escrowed: without them
+// stored mail is lost.
+func mailApplication(a *administered, address string, keys map[string]*mesh.KeyData) (catalog []byte, err error) {
+	entry := device.CatalogedApplicationMail{Address: address, Keys: map[string]token.PublicKey{}}
+	for name, o := range device.MailKeys() {
+		public, private, err := applicationKey(a.profile.Generation)
+		if err != nil {
+			return nil, err
+		}
+		entry.Keys[name], keys[name] = public, private
+		if device.CheckEscrow(o) != nil || a.profile.Escrow == nil {
+			continue
+		}
+		e, err := device.EscrowKey(rand.Reader, a.profile, o, private)
+		if err != nil {
+			return nil, err
+		}
+		entry.Escrow = append(entry.Escrow, e)
+	}
+	return entry.Marshal(a.profile.Generation)
+}
+
+// applicationKey makes an RSA key. The caller wipes it.
+func applicationKey(g mesh.Generation) (token.PublicKey, *mesh.KeyData, error) {
+	private, err := rsa.GenerateKey(rand.Reader, applicationBits)
+	if err != nil {
+		return token.PublicKey{}, nil, err
+	}
+	key := &token.PrivateKey{Algorithm: token.RSA2048, RSA: private}
+	defer key.Wipe()
+	public, err := mesh.PublicOf(key)
+	if err != nil {
+		return token.PublicKey{}, nil, err
+	}
+	data, err := mesh.NewPrivateKeyData(key, g)
+	return public, data, err
+}

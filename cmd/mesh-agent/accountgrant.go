@@ -1,0 +1,106 @@
+package main
+
+import (
+	"context"
+	"errors"
+
+	"github.com/spf13/cobra"
+
+	"github.com/mesh-agent/mesh-agent/client"
+	"github.com/mesh-agent/mesh-agent/internal/strictjson"
+	"github.com/mesh-agent/mesh-agent/mesh"
+)
+
+// addGrantFlags adds the flags that say which keys of applications a device gets.
+func addGrantFlags(c *cobra.Command, grants *mesh.ApplicationGrants) {
+	c.Flags().BoolVar(&grants.GrantSsh, "grant-ssh", false, "grant the account's key for SSH, which is made if there is none")
+	c.Flags().StringArrayVar(&grants.GrantMail, "grant-mail", nil, "grant the S/MIME and OpenPGP keys of this mail `address`; once for each")
+}
+
+func newAccountGrantCommand(a *app) *cobra.Command {
+	var req mesh.AccountGrantRequest
+	var catalog bool
+	c := &cobra.Command{
+		Use:   "grant DEVICE (--grant-ssh | --grant-mail ADDRESS)",
+		Short: "Give a connected device keys of applications",
+		Long: `Prints what the device takes by "device update", with the keys of applications that it had and
+the new ones: an enveloped RespondConnection, which only that device opens; with --catalog its
+CatalogedDevice. The keys are RSA keys, the same on all devices that get them.
+
+The device takes a key only with the entry of "account applications", since nobody signs activations
+of applications. A key for SSH that is made on the device ("key generate --use ssh") is
+better: it was never anywhere else.`,
+		Args: args(cobra.ExactArgs(1)),
+		RunE: func(c *cobra.Command, names []string) error {
+			if !req.GrantSsh && len(req.GrantMail) == 0 {
+				return usageError{errors.New("--grant-ssh or --grant-mail is required")}
+			}
+			req.Device = names[0]
+			return a.with(c.Context(), func(conn *client.Client) error {
+				made, err := conn.AccountGrant(c.Context(), req)
+				if err != nil {
+					return err
+				}
+				return a.printConnection(made, catalog)
+			})
+		},
+	}
+	addGrantFlags(c, &req.ApplicationGrants)
+	c.Flags().StringVar(&req.Account, "account", "", "UDF or address of the `account`")
+	c.Flags().BoolVar(&catalog, "catalog", false, "print the CatalogedDevice")
+	return c
+}
+
+// printConnection prints what the administrator gives a device.
+func (a *app) printConnection(made *mesh.AccountConnectResponse, catalog bool) error {
+	switch {
+	case a.json:
+		return a.printJSON(made)
+	case catalog:
+		return a.print(append(made.CatalogedDevice, '\n'))
+	}
+	return a.print(append(made.Response, '\n'))
+}
+
+func newAccountApplicationsCommand(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "applications [ACCOUNT]",
+		Short: "Print the entries of the account's applications",
+		Long: `Prints, as one JSON array, the entries for the account's catalog of applications
+(CatalogedApplicationSsh, CatalogedApplicationMail): by them devices confirm the keys that they are
+given ("device activate --applications"). Bring them to a device by a way on which nobody can
+change them. They hold public keys, and the mail keys for decryption encrypted to the account's escrow
+key: "key import --unwrap-with" brings these back.`,
+		Args: args(cobra.MaximumNArgs(1)),
+		RunE: func(c *cobra.Command, names []string) error {
+			entries, err := a.applicationEntries(c.Context(), optional(names))
+			if err != nil {
+				return err
+			}
+			return a.printJSON(append([]strictjson.Value{}, entries...))
+		},
+	}
+}
+
+// applicationEntries returns the entries of an account, which only a list with its name has.
+func (a *app) applicationEntries(ctx context.Context, name string) ([]strictjson.Value, error) {
+	account, err := a.oneAccount(ctx, name)
+	if err == nil && name == "" {
+		account, err = a.oneAccount(ctx, account.Udf)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return account.Applications, nil
+}
+
+// readApplications reads a file with one entry of a catalog of applications, or with an array of them.
+func (a *app) readApplications(name string) ([]strictjson.Value, error) {
+	data, err := a.readJSON(name)
+	if err != nil || data.Kind() != '[' {
+		return []strictjson.Value{data}, err
+	}
+	var entries []strictjson.Value
+	err = strictjson.Unmarshal(data, &entries)
+	return entries, err
+}
