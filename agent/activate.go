@@ -38,39 +38,88 @@ func (r *request) deviceActivate(ctx context.Context, req mesh.DeviceActivateReq
 	if err != nil {
 		return nil, err
 	}
-	entry, request, err := openCatalog(ctx, req, base, id)
+	came, err := r.openCatalog(ctx, req, base, id)
 	if err != nil {
-		return nil, err
+		return nil, catalogError(err)
 	}
-	v, m, err := r.verify(ctx, id, entry, base, req)
+	v, m, err := r.verify(ctx, id, came, base, req)
 	if err != nil {
 		return nil, err
 	}
 	defer m.Wipe()
-	return r.activate(ctx, id, activation{req: req, entry: entry, frame: v.Frame, member: m, request: request})
+	return r.activate(ctx, id, activation{req: req, entry: came.entry, frame: v.Frame, member: m, request: came.request})
 }
 
-// openCatalog reads a CatalogedDevice, or the answer to a request of this device that waits and
-// whose index it returns, else -1.
-func openCatalog(ctx context.Context, req mesh.DeviceActivateRequest, base mesh.Agreer, id *identity) (*device.CatalogedDevice, int, error) {
-	text := req.Catalog
-	if text.Kind() != '[' {
-		entry, err := device.ParseCatalogedDevice(text)
-		return entry, -1, catalogError(err)
+// arrival is a CatalogedDevice with what its envelope says.
+type arrival struct {
+	entry   *device.CatalogedDevice
+	request int           // index of the request of this device that it answers, or -1
+	frame   *device.Frame // where in the catalog it stood; nil if that was not said
+}
+
+// openCatalog reads a CatalogedDevice: as it is, in an envelope, which may be a frame of the account's catalog and
+// encrypted to the device's combined key, or in the answer to a request of this device.
+func (r *request) openCatalog(ctx context.Context, req mesh.DeviceActivateRequest, base mesh.Agreer, id *identity) (*arrival, error) {
+	if req.Catalog.Kind() != '[' {
+		entry, err := device.ParseCatalogedDevice(req.Catalog)
+		return &arrival{entry: entry, request: -1}, err
 	}
-	e, err := mesh.ParseEnvelope(text)
+	e, err := mesh.ParseEnvelope(req.Catalog)
 	if err != nil {
-		return nil, -1, malformed("Catalog", "%v", err)
+		return nil, err
+	}
+	if e.Header.Encryption == "" {
+		entry, err := device.CatalogedDeviceBody(e.Body)
+		if err != nil {
+			return nil, err
+		}
+		return framed(e, entry)
+	}
+	if combined, ok := r.combinedFor(id, e); ok {
+		entry, err := device.OpenCatalogedDevice(ctx, e, combined)
+		if err != nil {
+			return nil, err
+		}
+		return framed(e, entry)
 	}
 	answer, err := device.OpenRespondConnection(ctx, e, base)
 	if err != nil {
-		return nil, -1, catalogError(err)
+		return nil, err
 	}
 	at := slices.IndexFunc(id.Requests, func(q devicestate.Request) bool { return answers(answer.MessageID, q) })
 	if at < 0 && !req.Unsolicited && !req.Update { // an update may come as a bare CatalogedDevice, too
-		return nil, -1, &failure{statusState, "Catalog: it answers no request of this device that waits"}
+		return nil, &failure{statusState, "Catalog: it answers no request of this device that waits"}
 	}
-	return answer.CatalogedDevice, at, nil
+	return &arrival{entry: answer.CatalogedDevice, request: at}, nil
+}
+
+// framed adds where in a catalog the entry of an envelope stood, if it is a frame.
+func framed(e *mesh.Envelope, entry *device.CatalogedDevice) (*arrival, error) {
+	came := &arrival{entry: entry, request: -1}
+	if e.Header.SequenceInfo == nil {
+		return came, nil
+	}
+	var err error
+	came.frame, err = device.FrameOf(e)
+	return came, err
+}
+
+// combinedFor returns the combined key, of now or of before, to which an envelope is encrypted.
+func (r *request) combinedFor(id *identity, e *mesh.Envelope) (ringKey, bool) {
+	for _, m := range id.Accounts {
+		for _, k := range m.Keys {
+			if strings.TrimPrefix(k.Name, superseded) != combinedNames[device.Encrypt] {
+				continue
+			}
+			key, err := r.ownNamed(k.Udf)
+			if err == nil && slices.ContainsFunc(e.Header.Recipients, func(to mesh.Recipient) bool {
+				return mesh.Names(to.KeyID, key.Public(), id.profile.Generation)
+			}) {
+				return key, true
+			}
+		}
+	}
+	return ringKey{}, false
 }
 
 // answers reports whether a message answers a request or its acknowledgement.
@@ -88,15 +137,16 @@ func answers(messageID string, q devicestate.Request) bool {
 
 // catalogError says what is wrong with the Catalog of a request; the key's own errors stay as they are.
 func catalogError(err error) error {
+	var known *failure
 	switch {
-	case err == nil:
-		return nil
+	case errors.As(err, &known):
+		return err
 	case errors.Is(err, device.ErrRejected):
 		return &failure{statusForbidden, "policy: the administrator rejected the request"}
 	case errors.Is(err, mesh.ErrNotRecipient):
 		return malformed("Catalog", "it is not encrypted to this device")
 	case errors.Is(err, token.ErrDecrypt):
-		return malformed("Catalog", "decryption failed, or it is no answer to a request for connection")
+		return malformed("Catalog", "decryption failed, or it is nothing that connects a device")
 	case errors.Is(err, device.ErrCatalog):
 		return malformed("Catalog", "%v", err)
 	}
@@ -109,16 +159,19 @@ func catalogError(err error) error {
 }
 
 // verify runs the whole verification against the approved account and the history.
-func (r *request) verify(ctx context.Context, id *identity, entry *device.CatalogedDevice, base mesh.Agreer, req mesh.DeviceActivateRequest) (device.Verification, *device.Membership, error) {
-	v := device.Verification{Device: id.profile, Base: base, AllowNoProfileUdf: req.AllowUnnamed, Now: time.Now()}
+func (r *request) verify(ctx context.Context, id *identity, came *arrival, base mesh.Agreer, req mesh.DeviceActivateRequest) (device.Verification, *device.Membership, error) {
+	v := device.Verification{Device: id.profile, Base: base, Frame: came.frame, AllowNoProfileUdf: req.AllowUnnamed, Now: time.Now()}
 	if f := req.Frame; f != nil {
+		if came.frame != nil {
+			return v, nil, malformed("Frame", "Catalog is a frame itself")
+		}
 		v.Frame = &device.Frame{Index: f.Index, Tree: f.Tree}
 	}
 	if len(id.Pins) == 0 {
 		return v, nil, &failure{statusForbidden, "policy: no account is approved, see device approve"}
 	}
 	v.Account = id.Pins[len(id.Pins)-1].Udf
-	if account, err := device.ParseProfileUser(entry.ProfileUser, v.Now); err == nil {
+	if account, err := device.ParseProfileUser(came.entry.ProfileUser, v.Now); err == nil {
 		if i := slices.IndexFunc(id.Pins, func(p devicestate.Pin) bool { return account.Is(p.Udf) }); i >= 0 {
 			v.Account = id.Pins[i].Udf
 		}
@@ -126,7 +179,7 @@ func (r *request) verify(ctx context.Context, id *identity, entry *device.Catalo
 	if m := id.membership(v.Account); m != nil {
 		v.History = &m.History
 	}
-	m, err := v.Verify(ctx, entry)
+	m, err := v.Verify(ctx, came.entry)
 	return v, m, verifyFailure(err)
 }
 

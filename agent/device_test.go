@@ -210,7 +210,7 @@ func checkStaysInside(t *testing.T, a *Agent, entry *device.CatalogedDevice, r m
 			}
 			to := e.Header.Recipients[0]
 			op, err := strictjson.NewTagged(mesh.TagOperationDecrypt, mesh.OperationDecrypt{
-				KeyId: k.Udf, Recipient: mesh.DecryptRecipient{EphemeralKey: to.EphemeralKey, WrappedKey: to.WrappedKey},
+				KeyId: k.Udf, Recipient: &mesh.DecryptRecipient{EphemeralKey: to.EphemeralKey, WrappedKey: to.WrappedKey},
 			})
 			if err != nil {
 				t.Fatal(err)
@@ -319,6 +319,62 @@ func TestUpdateRefusesWhatWasSuperseded(t *testing.T) {
 	}
 	if combined != 5 {
 		t.Errorf("%d combined keys, want three and two for decryption from before", combined)
+	}
+}
+
+// TestFramesOfTheCatalog gives whole frames: in the clear, and encrypted to the combined key, by which an index
+// that goes back is refused.
+func TestFramesOfTheCatalog(t *testing.T) {
+	t.Parallel()
+	x := connectDevice(t)
+	frame := func(index int64, entry *device.CatalogedDevice, to ...token.PublicKey) strictjson.Value {
+		t.Helper()
+		body, err := entry.Marshal()
+		if err != nil {
+			t.Fatal(err)
+		}
+		e := &mesh.Envelope{Body: bytes.Replace(body, []byte(`,"Enveloped`), []byte(`,`+"\n  "+`"Enveloped`), 1)}
+		if len(to) != 0 {
+			if e, err = mesh.Encrypt(rand.Reader, body, "", to...); err != nil {
+				t.Fatal(err)
+			}
+		}
+		e.Header.SequenceInfo = &mesh.SequenceInfo{Index: index}
+		e.Trailer = &mesh.Trailer{TreeDigest: bytes.Repeat([]byte{byte(index)}, 64)}
+		text, err := e.Marshal()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return text
+	}
+	another := x.account.connect(t, x.device)
+	third := x.account.connect(t, x.device)
+	stray := &mesh.Envelope{Body: []byte(`{"CatalogedContact":{}}`)}
+	contact, err := stray.Marshal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range []struct {
+		name   string
+		req    mesh.DeviceActivateRequest
+		status int
+		text   string
+	}{
+		{"the connection in use", mesh.DeviceActivateRequest{Catalog: frame(3, x.entry, x.key)}, mesh.StatusOK, ""},
+		{"an earlier frame", mesh.DeviceActivateRequest{Catalog: frame(2, another), Update: true, Confirm: true}, statusState, "went back"},
+		{"another frame of the same index", mesh.DeviceActivateRequest{Catalog: frame(3, another), Update: true}, statusState, "another frame 3"},
+		{"two indexes", mesh.DeviceActivateRequest{Catalog: frame(4, another), Frame: &mesh.CatalogFrame{Index: 5}}, statusMalformed, "Frame: "},
+		{"a negative index", mesh.DeviceActivateRequest{Catalog: frame(-1, another)}, statusMalformed, "Catalog: "},
+		{"a later frame", mesh.DeviceActivateRequest{Catalog: frame(4, another, x.key), Update: true}, mesh.StatusOK, ""},
+		{"a later one to the key of before", mesh.DeviceActivateRequest{Catalog: frame(5, third, x.key), Update: true}, mesh.StatusOK, ""},
+		{"a superseded one", mesh.DeviceActivateRequest{Catalog: frame(6, x.entry)}, statusState, "superseded"},
+		{"something else", mesh.DeviceActivateRequest{Catalog: contact}, statusMalformed, "CatalogedContact"},
+	} {
+		var r mesh.DeviceActivateResponse
+		ask(t, x.agent, mesh.TagDeviceActivateRequest, s.req, mesh.TagDeviceActivateResponse, &r)
+		if r.Status != s.status || !strings.Contains(r.StatusDescription, s.text) {
+			t.Errorf("%s: %d %q, want %d %q", s.name, r.Status, r.StatusDescription, s.status, s.text)
+		}
 	}
 }
 
@@ -448,7 +504,7 @@ func TestThresholdKeyOfAnAccount(t *testing.T) {
 	}
 	op, err := strictjson.NewTagged(mesh.TagOperationDecrypt, mesh.OperationDecrypt{
 		KeyId:     keyNamed(t, r.Account.Keys, "Encryption").Udf,
-		Recipient: mesh.DecryptRecipient{EphemeralKey: to.EphemeralKey, WrappedKey: to.WrappedKey},
+		Recipient: &mesh.DecryptRecipient{EphemeralKey: to.EphemeralKey, WrappedKey: to.WrappedKey},
 		Partials:  []mesh.PublicParameters{mesh.PointParameters(partial)},
 	})
 	if err != nil {

@@ -334,7 +334,8 @@ func newDeviceActivateCommand(a *app, name string) *cobra.Command {
 	c := &cobra.Command{
 		Use:   name + " [FILE]",
 		Short: "Verify a connection to an approved account and take it into use",
-		Long: `Reads an enveloped RespondConnection or a CatalogedDevice, verifies all of it, and makes
+		Long: `Reads an enveloped RespondConnection or a CatalogedDevice, alone or as a frame of the account's catalog,
+verifies all of it, and makes
 the keys of the connection: this device's base keys, wherever they are, with the account's
 contributions, and the account's own keys that were granted. What was decrypted for that is wiped.
 ` + activateHelp,
@@ -362,8 +363,8 @@ contributions, and the account's own keys that were granted. What was decrypted 
 	if name == "update" {
 		req.Update = true
 		c.Short = "Take a newer connection, or the end of it, into use"
-		c.Long = `Reads a newer CatalogedDevice of an account to which the device is connected, or an enveloped
-RespondConnection that holds one, verifies all of it and takes it into use in place of the one before, or an enveloped
+		c.Long = `Reads a newer CatalogedDevice of an account to which the device is connected, alone, in an enveloped
+RespondConnection or as a frame of the account's catalog, verifies all of it and takes it into use in place of the one before, or an enveloped
 DeviceRevocation, which ends it. What was replaced once is never taken again. Keys of applications that the device has
 need no second confirmation; those that are no more in the entry are deleted.
 ` + activateHelp
@@ -374,7 +375,7 @@ need no second confirmation; those that are no more in the entry are deleted.
 	c.Flags().BoolVar(&req.Unsolicited, "unsolicited", false, "accept an answer although this device asked for none, as one that was preconfigured")
 	c.Flags().BoolVar(&req.AllowUnnamed, "allow-unnamed-account", false, "accept connections that name no account, as those before May 2022")
 	c.Flags().BoolVar(&req.InsideOnly, "inside-only", false, "nothing that is encrypted to the device opens for clients, only activations inside the agent")
-	c.Flags().Int64Var(&index, "frame", 0, "`index` of the entry's frame in the account's catalog")
+	c.Flags().Int64Var(&index, "frame", 0, "`index` of the entry's frame in the account's catalog, where FILE is not the frame itself")
 	c.Flags().StringVar(&tree, "frame-tree", "", "apex `digest` of the catalog's Merkle tree with that frame, base64url")
 	return c
 }

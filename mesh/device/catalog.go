@@ -75,6 +75,34 @@ func ParseCatalogedDevice(data []byte) (*CatalogedDevice, error) {
 	return readCatalog(data)
 }
 
+// OpenCatalogedDevice decrypts an entry with the device's combined key, to which catalogs of accounts give them.
+// That it does not parse is token.ErrDecrypt, as with OpenRespondConnection.
+func OpenCatalogedDevice(ctx context.Context, e *mesh.Envelope, combined mesh.Agreer) (*CatalogedDevice, error) {
+	plaintext, err := e.Decrypt(ctx, combined)
+	if err != nil {
+		return nil, err
+	}
+	defer clear(plaintext)
+	c, err := CatalogedDeviceBody(plaintext)
+	if err != nil {
+		return nil, token.ErrDecrypt
+	}
+	return c, nil
+}
+
+// CatalogedDeviceBody reads the body of an envelope that holds {"CatalogedDevice":{...}}, such as a frame of a
+// catalog, in JSON or JSON-B.
+func CatalogedDeviceBody(body []byte) (*CatalogedDevice, error) {
+	tagged, err := mesh.DecodeBody(body)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrCatalog, err)
+	}
+	if tagged.Tag != TagCatalogedDevice {
+		return nil, fmt.Errorf("%w: it is a %.32q", ErrCatalog, tagged.Tag)
+	}
+	return readCatalog(tagged.Body)
+}
+
 func readCatalog(body strictjson.Value) (*CatalogedDevice, error) {
 	var w wireCatalog
 	if err := decode(body, &w); err != nil {
