@@ -6,7 +6,6 @@ import (
 	"crypto/rsa"
 	"errors"
 	"fmt"
-	"sync"
 	"sync/atomic"
 
 	"github.com/mesh-agent/mesh-agent/keyshare"
@@ -331,20 +330,17 @@ func verifier(public token.PublicKey) (func(req token.SignRequest, digest, signa
 	return nil, token.ErrUnsupported
 }
 
-// ed25519Verifier computes its tables when it is used first.
 func ed25519Verifier(public token.PublicKey) (func(token.SignRequest, []byte, []byte) bool, error) {
 	p, err := keyshare.ParsePoint(keyshare.Ed25519, public.Octets)
 	if err != nil {
 		return nil, err
 	}
-	tables := sync.OnceValues(func() (*keyshare.Ed25519Verifier, error) { return keyshare.NewEd25519Verifier(p) })
+	v, err := keyshare.NewEd25519Verifier(p)
 	return func(req token.SignRequest, _, signature []byte) bool {
-		v, err := tables()
-		return err == nil && v.Verify(keyshare.ModePure, req.Message, signature)
-	}, nil
+		return v.Verify(keyshare.ModePure, req.Message, signature)
+	}, err
 }
 
-// ecdsaVerifier computes its tables when it is used first.
 func ecdsaVerifier(public token.PublicKey) (func(token.SignRequest, []byte, []byte) bool, error) {
 	c, err := keyshare.ParseCurve(string(public.Algorithm))
 	if err != nil {
@@ -354,12 +350,11 @@ func ecdsaVerifier(public token.PublicKey) (func(token.SignRequest, []byte, []by
 	if err != nil {
 		return nil, err
 	}
-	tables := sync.OnceValues(func() (*keyshare.ECDSAVerifier, error) { return keyshare.NewECDSAVerifier(p) })
+	v, err := keyshare.NewECDSAVerifier(p)
 	return func(_ token.SignRequest, digest, signature []byte) bool {
-		v, err := tables()
 		n := len(signature)
-		return err == nil && n%2 == 0 && v.Verify(digest, signature[:n/2], signature[n/2:])
-	}, nil
+		return n%2 == 0 && v.Verify(digest, signature[:n/2], signature[n/2:])
+	}, err
 }
 
 // agreeKey is a key that the token lets only agree.
