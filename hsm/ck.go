@@ -104,7 +104,6 @@ const (
 	ckrAttributeSensitive   Code = 0x011
 	ckrAttributeTypeInvalid Code = 0x012
 	ckrAttributeValue       Code = 0x013
-	ckrDataInvalid          Code = 0x020
 	ckrDataLenRange         Code = 0x021
 	ckrDeviceError          Code = 0x030
 	ckrDeviceMemory         Code = 0x031
@@ -147,7 +146,7 @@ var codeNames = map[Code]string{
 	ckrFunctionFailed: "FUNCTION_FAILED", ckrArgumentsBad: "ARGUMENTS_BAD",
 	ckrAttributeReadOnly: "ATTRIBUTE_READ_ONLY", ckrTemplateInconsistent: "TEMPLATE_INCONSISTENT",
 	ckrAttributeSensitive: "ATTRIBUTE_SENSITIVE", ckrAttributeTypeInvalid: "ATTRIBUTE_TYPE_INVALID",
-	ckrAttributeValue: "ATTRIBUTE_VALUE_INVALID", ckrDataInvalid: "DATA_INVALID", ckrDataLenRange: "DATA_LEN_RANGE",
+	ckrAttributeValue: "ATTRIBUTE_VALUE_INVALID", ckrDataLenRange: "DATA_LEN_RANGE",
 	ckrDeviceError: "DEVICE_ERROR", ckrDeviceMemory: "DEVICE_MEMORY", ckrDeviceRemoved: "DEVICE_REMOVED",
 	ckrEncryptedInvalid: "ENCRYPTED_DATA_INVALID", ckrEncryptedLenRange: "ENCRYPTED_DATA_LEN_RANGE",
 	ckrFunctionNotSupported: "FUNCTION_NOT_SUPPORTED", ckrKeyHandleInvalid: "KEY_HANDLE_INVALID",

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto"
 	"crypto/rsa"
-	"crypto/subtle"
 	"fmt"
 
 	"github.com/mesh-agent/mesh-agent/internal/rsapad"
@@ -21,7 +20,9 @@ var _ token.Decrypter = (*decryptKey)(nil)
 
 // Decrypt opens an RSA ciphertext. Where the token computes the bare RSA function (CKM_RSA_X_509), the
 // padding is taken off here, in constant time: SoftHSM has no OAEP with SHA-256, and the errors of modules
-// differ in what they tell. Elsewhere the module takes it off. Errors: as token.Decrypter.
+// differ in what they tell. Elsewhere the module takes OAEP off. It is not asked to take PKCS #1 v1.5 off
+// (CKM_RSA_PKCS): codes and times tell wrong padding, and SoftHSM's code for that is the one for a
+// device that failed. Errors: as token.Decrypter.
 func (k *decryptKey) Decrypt(ctx context.Context, req token.DecryptRequest) ([]byte, error) {
 	if err := rsapad.Check(k.standard, req); err != nil {
 		return nil, fmt.Errorf("pkcs11: decrypt: %w", err)
@@ -35,17 +36,15 @@ func (k *decryptKey) Decrypt(ctx context.Context, req token.DecryptRequest) ([]b
 		return k.decryptHere(ctx, req)
 	case req.Padding == token.PaddingOAEP:
 		return k.decryptOAEP(ctx, req)
-	case b.mechanisms.has(ckmRSAPKCS):
-		return k.decryptPKCS(ctx, req)
 	}
-	return nil, fmt.Errorf("pkcs11: decrypt: the token has neither CKM_RSA_X_509 nor CKM_RSA_PKCS: %w", token.ErrUnsupported)
+	return nil, fmt.Errorf("pkcs11: decrypt: PKCS #1 v1.5 in a token without CKM_RSA_X_509: %w", token.ErrUnsupported)
 }
 
 // decryptHere takes the padding off what CKM_RSA_X_509 returns.
 func (k *decryptKey) decryptHere(ctx context.Context, req token.DecryptRequest) ([]byte, error) {
 	em, err := k.decrypt(ctx, req, mechanism{kind: ckmRSAX509})
 	if err != nil {
-		return nil, decryptError(err)
+		return nil, err
 	}
 	defer clear(em)
 	size := k.standard.Size()
@@ -71,35 +70,13 @@ func (k *decryptKey) decryptOAEP(ctx context.Context, req token.DecryptRequest) 
 		crypto.SHA1: {ckmSHA1, ckgMGF1SHA1}, crypto.SHA256: {ckmSHA256, ckgMGF1SHA256},
 		crypto.SHA384: {ckmSHA384, ckgMGF1SHA384}, crypto.SHA512: {ckmSHA512, ckgMGF1SHA512},
 	}[req.Hash]
-	plain, err := k.decrypt(ctx, req, mechanism{kind: ckmRSAOAEP, param: paramOAEP, numbers: numbers, octets: req.Label})
-	if err != nil {
-		return nil, decryptError(err)
-	}
-	return plain, nil
-}
-
-// decryptPKCS has the module do all of it. An error that is about the padding is none here, and the
-// result is chosen in constant time, but how long the module took for it cannot be hidden.
-func (k *decryptKey) decryptPKCS(ctx context.Context, req token.DecryptRequest) ([]byte, error) {
-	plain, err := k.decrypt(ctx, req, mechanism{kind: ckmRSAPKCS})
-	if err != nil && !aboutCiphertext(err) {
-		return nil, err
-	}
-	defer clear(plain)
-	// The token keeps the private exponent, so that the secret lives as long as this process.
-	out := rsapad.Fallback(k.token.fallback, req.Ciphertext, req.Length)
-	same := make([]byte, len(out))
-	defer clear(same)
-	copy(same, plain)
-	good := subtle.ConstantTimeEq(int32(len(plain)), int32(len(out)))
-	subtle.ConstantTimeCopy(good, out, same)
-	return out, nil
+	return k.decrypt(ctx, req, mechanism{kind: ckmRSAOAEP, param: paramOAEP, numbers: numbers, octets: req.Label})
 }
 
 func (k *decryptKey) decrypt(ctx context.Context, req token.DecryptRequest, m mechanism) ([]byte, error) {
 	r, err := k.call(ctx, req.Auth, "decrypt", call{op: opDecrypt, mech: m, data: [][]byte{req.Ciphertext}})
 	if err != nil {
-		return nil, err
+		return nil, decryptError(err)
 	}
 	if len(r.data) != 1 {
 		return nil, fmt.Errorf("pkcs11: decrypt: %w", token.ErrFault)
@@ -109,17 +86,9 @@ func (k *decryptKey) decrypt(ctx context.Context, req token.DecryptRequest, m me
 
 // decryptError hides what a module says of a ciphertext.
 func decryptError(err error) error {
-	if aboutCiphertext(err) {
+	switch codeOf(err) {
+	case ckrEncryptedInvalid, ckrEncryptedLenRange, ckrDataLenRange, ckrFunctionFailed, ckrArgumentsBad:
 		return fmt.Errorf("pkcs11: decrypt: %w", token.ErrDecrypt)
 	}
 	return err
-}
-
-// aboutCiphertext reports whether a module may mean the ciphertext, with whichever code.
-func aboutCiphertext(err error) bool {
-	switch codeOf(err) {
-	case ckrEncryptedInvalid, ckrEncryptedLenRange, ckrDataInvalid, ckrDataLenRange, ckrFunctionFailed, ckrArgumentsBad:
-		return true
-	}
-	return false
 }

@@ -21,7 +21,6 @@ package hsm
 import (
 	"cmp"
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"slices"
@@ -61,8 +60,6 @@ type Token struct {
 	end      context.CancelFunc
 	work     sync.WaitGroup
 	search   chan struct{} // asks the searcher to look for the token
-
-	fallback [32]byte // of rsapad.Fallback, where the module takes padding off; random
 
 	sealing chan struct{}           // holds one value; taken to find or make the sealing key
 	sealsTo atomic.Pointer[sealKey] // the sealing key, shown to be whole
@@ -130,7 +127,6 @@ func Open(ctx context.Context, o Options) (*Token, error) {
 		module: o.Module, uri: o.URI, name: o.Name,
 		lock: make(chan struct{}, 1), search: make(chan struct{}, 1), sealing: make(chan struct{}, 1), locating: make(chan struct{}, 1),
 	}
-	rand.Read(t.fallback[:])
 	t.life, t.end = context.WithCancel(context.Background())
 	t.setInfo(nil, token.StateAbsent)
 	err := t.bindWithin(ctx, cmp.Or(o.Wait, defaultWait))
@@ -270,8 +266,11 @@ func (t *Token) bind(ctx context.Context) (*binding, error) {
 		t.lookAgain()
 		return nil, err
 	}
-	t.publishLocked(t.loginAgainLocked(ctx, b))
-	return t.bound.Load(), nil
+	if b = t.loginAgainLocked(ctx, b); !b.needsLogin() {
+		t.probeLocked(ctx, b)
+	}
+	t.publishLocked(b)
+	return b, nil
 }
 
 func (t *Token) publishLocked(b *binding) {
@@ -317,6 +316,9 @@ func (t *Token) findLocked(ctx context.Context) (*binding, error) {
 	}
 	for i := 0; i+2 < len(list.numbers); i += 3 {
 		b.mechanisms[list.numbers[i]] = list.numbers[i+2]
+	}
+	if len(b.mechanisms) == 0 {
+		return nil, fmt.Errorf("%w: the token has no mechanisms", token.ErrAbsent)
 	}
 	b.kinds = kinds(info.manufacturer, b.mechanisms)
 	t.identity = &info

@@ -8,7 +8,6 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
-	"math/big"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -408,10 +407,4 @@ func pkcs8(t *testing.T, key *rsa.PrivateKey) []byte {
 		t.Fatal(err)
 	}
 	return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})
-}
-
-// rawRSA is the bare RSA function.
-func rawRSA(key *rsa.PrivateKey, ciphertext []byte) []byte {
-	m := new(big.Int).Exp(new(big.Int).SetBytes(ciphertext), key.D, key.N)
-	return m.FillBytes(make([]byte, key.Size()))
 }
