@@ -31,6 +31,8 @@ if [ "${1:-}" != demo ]; then
 	need opensc-tool opensc
 	need yubico-piv-tool yubico-piv-tool
 	need yubikey-agent yubikey-agent
+	need pinentry-curses pinentry-curses
+	need pinentry-tty pinentry-tty
 fi
 [ -n "$missing" ] || exit 0
 
