@@ -1,13 +1,11 @@
 package agent
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"crypto/sha256"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -240,7 +238,13 @@ func (r *request) activate(ctx context.Context, id *identity, a activation) (any
 	}
 	a.req.InsideOnly = a.req.InsideOnly || old != nil && old.InsideOnly
 	m := &maker{r: r, home: id.Home}
-	inside := a.insideDigests()
+	inside := device.DigestSet{}.Add(a.insideDigests()...)
+	if old != nil {
+		inside = inside.Union(old.Inside)
+	}
+	if inside.Len() > device.MaxDigests {
+		return nil, &failure{statusState, "Catalog: no more activations can be remembered, and none must be forgotten: a new device is needed"}
+	}
 	r.keepInside(inside) // before there is a key that opens them
 	refused, err := r.install(ctx, m, a)
 	if err != nil {
@@ -299,7 +303,7 @@ func (r *request) noMoreGranted(a activation, next *devicestate.Membership) (*de
 }
 
 // record describes the connection for the device's record.
-func (a activation) record(keys []devicestate.Key, inside []mesh.Binary) (*devicestate.Membership, error) {
+func (a activation) record(keys []devicestate.Key, inside device.DigestSet) (*devicestate.Membership, error) {
 	next := &devicestate.Membership{
 		Udf: a.member.Account.Name(), Address: a.member.Account.Address, Active: true, Roles: a.member.Roles, Keys: keys,
 		InsideOnly: a.req.InsideOnly, Inside: inside,
@@ -327,8 +331,8 @@ func ownedBefore(old []devicestate.Key, udf string) bool {
 	return slices.ContainsFunc(old, func(k devicestate.Key) bool { return k.Udf == udf && k.Own })
 }
 
-// keep takes over from the connection before what goes on: whose keys they are, the digests of
-// activations, and the combined keys for decryption.
+// keep takes over from the connection before what goes on: whose keys they are, and the combined keys for
+// decryption.
 func keep(next, old *devicestate.Membership) {
 	for i, k := range next.Keys {
 		next.Keys[i].Own = k.Own || ownedBefore(old.Keys, k.Udf)
@@ -338,11 +342,6 @@ func keep(next, old *devicestate.Membership) {
 		there := slices.ContainsFunc(next.Keys, func(n devicestate.Key) bool { return n.Udf == k.Udf })
 		if bare == combinedNames[device.Encrypt] && !there {
 			next.Keys = append(next.Keys, devicestate.Key{Name: superseded + bare, Udf: k.Udf, Own: k.Own})
-		}
-	}
-	for _, digest := range old.Inside {
-		if !slices.ContainsFunc(next.Inside, func(d mesh.Binary) bool { return bytes.Equal(d, digest) }) {
-			next.Inside = append(next.Inside, digest)
 		}
 	}
 }
@@ -365,15 +364,11 @@ var (
 )
 
 // keepInside adds to what is opened inside only.
-func (a *Agent) keepInside(digests []mesh.Binary) {
-	next := make(map[string]bool)
+func (a *Agent) keepInside(digests device.DigestSet) {
 	if known := a.inside.Load(); known != nil {
-		maps.Copy(next, *known)
+		digests = digests.Union(*known)
 	}
-	for _, d := range digests {
-		next[string(d)] = true
-	}
-	a.inside.Store(&next)
+	a.inside.Store(&digests)
 }
 
 // install makes the combined keys, the account's keys and those of applications. It returns
@@ -462,7 +457,7 @@ func insideDigest(a token.Algorithm, p *keyshare.Point) mesh.Binary {
 func (a *Agent) mayUnwrap(key *keyring.Entry, ephemeral *keyshare.Point, partials []*keyshare.Point) error {
 	combined := slices.ContainsFunc(key.Parts(), func(p keyring.Part) bool { return p.Use == token.UseSeal })
 	switch known := a.inside.Load(); {
-	case known != nil && (*known)[string(insideDigest(key.Algorithm, ephemeral))]:
+	case known != nil && known.Has(insideDigest(key.Algorithm, ephemeral)):
 		return forbidden("use", "the entry is that of an activation, which opens inside the agent only")
 	case known == nil && combined:
 		return forbidden("use", "the record of the device's activations cannot be read, and none of them must be opened")

@@ -18,6 +18,7 @@ import (
 	"github.com/mesh-agent/mesh-agent/internal/keyring"
 	"github.com/mesh-agent/mesh-agent/internal/peercred"
 	"github.com/mesh-agent/mesh-agent/internal/policy"
+	"github.com/mesh-agent/mesh-agent/mesh/device"
 )
 
 // Config is what an Agent needs.
@@ -84,8 +85,8 @@ type Agent struct {
 	creds   credentialFunc
 	sshKeys atomic.Pointer[identities]
 
-	deviceTurn chan struct{}                   // holds one value while a message about the device is answered
-	inside     atomic.Pointer[map[string]bool] // see keptInside
+	deviceTurn chan struct{}                    // holds one value while a message about the device is answered
+	inside     atomic.Pointer[device.DigestSet] // see mayUnwrap; nil if the record cannot be read
 
 	gates    map[string]*gate // by token name; the set is fixed
 	memory   *gate            // of keys that a token sealed, which are used in memory

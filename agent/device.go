@@ -449,12 +449,10 @@ func profileName(profile strictjson.Value) string {
 }
 
 // insideOf are the digests of ephemeral keys of which the agent keeps to itself what they wrap.
-func insideOf(d *devicestate.Device) *map[string]bool {
-	out := make(map[string]bool)
+func insideOf(d *devicestate.Device) *device.DigestSet {
+	var out device.DigestSet
 	for _, m := range d.Accounts {
-		for _, digest := range m.Inside {
-			out[string(digest)] = true
-		}
+		out = out.Union(m.Inside)
 	}
 	return &out
 }
@@ -470,7 +468,7 @@ func (a *Agent) loadInside() {
 	case err == nil:
 		a.inside.Store(insideOf(d))
 	case errors.Is(err, devicestate.ErrNotFound):
-		a.inside.Store(&map[string]bool{})
+		a.inside.Store(&device.DigestSet{})
 	default:
 		a.log.Error("the device's Mesh identity is not loaded", "err", err)
 	}

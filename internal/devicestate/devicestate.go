@@ -24,7 +24,7 @@ import (
 )
 
 // Version is the version of the files that this package writes and the only one it reads.
-const Version = 1
+const Version = 2
 
 // MaxFile is the largest size of a file in octets.
 const MaxFile = 64 << 20
@@ -102,7 +102,7 @@ type Membership struct {
 	InsideOnly bool `json:",omitzero"`
 	// Inside are digests of the ephemeral keys of activations: what these wrap is
 	// opened inside the agent only.
-	Inside []mesh.Binary `json:",omitzero"`
+	Inside device.DigestSet `json:",omitzero"`
 }
 
 // Account is an account that this agent administers.

@@ -90,12 +90,12 @@ func TestAccounts(t *testing.T) {
 		t.Fatalf("Accounts after removal: %+v, %v", accounts, err)
 	}
 	for name, text := range map[string]string{
-		"another version": `{"Version":2,"Generation":"g1","Udf":"MA-1","Profile":[]}`,
-		"another name":    `{"Version":1,"Generation":"g1","Udf":"MC-3","Profile":[]}`,
-		"unknown member":  `{"Version":1,"Generation":"g1","Udf":"MA-1","Profile":[],"Extra":1}`,
-		"no profile":      `{"Version":1,"Generation":"g1","Udf":"MA-1"}`,
-		"no generation":   `{"Version":1,"Udf":"MA-1","Profile":[]}`,
-		"trailing":        `{"Version":1,"Generation":"g1","Udf":"MA-1","Profile":[]} {}`,
+		"another version": `{"Version":1,"Generation":"g1","Udf":"MA-1","Profile":[]}`,
+		"another name":    `{"Version":2,"Generation":"g1","Udf":"MC-3","Profile":[]}`,
+		"unknown member":  `{"Version":2,"Generation":"g1","Udf":"MA-1","Profile":[],"Extra":1}`,
+		"no profile":      `{"Version":2,"Generation":"g1","Udf":"MA-1"}`,
+		"no generation":   `{"Version":2,"Udf":"MA-1","Profile":[]}`,
+		"trailing":        `{"Version":2,"Generation":"g1","Udf":"MA-1","Profile":[]} {}`,
 	} {
 		if err := os.WriteFile(filepath.Join(dir, "account-MA-1.json"), []byte(text), 0o600); err != nil {
 			t.Fatal(err)

@@ -17,6 +17,9 @@ var (
 	// ErrFrame says that the catalog's frame is older than one seen before, or another of
 	// the same index.
 	ErrFrame = errors.New("the catalog went back")
+	// ErrHistoryFull says that as many connections were replaced as are remembered. To forget one would be
+	// to take it again.
+	ErrHistoryFull = errors.New("no more connections can be remembered, and none must be forgotten: a new device is needed")
 )
 
 // Frame is where in the account's catalog of devices an entry stood.
@@ -53,8 +56,9 @@ func FrameOf(e *mesh.Envelope) (*Frame, error) {
 type History struct {
 	// Current are the digests of the signed bodies in use.
 	Current []mesh.Binary `json:",omitzero"`
-	// Superseded are the digests of those in use before.
-	Superseded []mesh.Binary `json:",omitzero"`
+	// Superseded are the digests of those in use before, all of them: nothing that is signed says how old a body is, so that
+	// a shorter summary, or the newest ones alone, would let an old one pass. There are up to MaxDigests.
+	Superseded DigestSet `json:",omitzero"`
 	// Frame is the newest seen; nil if none was ever given.
 	Frame *Frame `json:",omitzero"`
 }
@@ -93,7 +97,7 @@ func has(digests []mesh.Binary, d []byte) bool {
 }
 
 // Check compares a CatalogedDevice, and the frame in which it stood unless that is nil, with
-// what was seen. Errors: ErrSuperseded, ErrFrame.
+// what was seen. Errors: ErrSuperseded, ErrFrame, ErrHistoryFull.
 func (h *History) Check(c *CatalogedDevice, f *Frame) (Order, error) {
 	if f != nil && f.Tree != nil && len(f.Tree) != sha512.Size {
 		return OrderUnknown, fmt.Errorf("tree digest of %d octets: %w", len(f.Tree), ErrFrame)
@@ -101,7 +105,7 @@ func (h *History) Check(c *CatalogedDevice, f *Frame) (Order, error) {
 	digests := c.SignedDigests()
 	same := len(digests) == len(h.Current)
 	for _, d := range digests {
-		if has(h.Superseded, d) {
+		if h.Superseded.Has(d) {
 			return OrderUnknown, ErrSuperseded
 		}
 		same = same && has(h.Current, d)
@@ -115,7 +119,9 @@ func (h *History) Check(c *CatalogedDevice, f *Frame) (Order, error) {
 		}
 	}
 	switch {
-	case len(h.Current) == 0 && len(h.Superseded) == 0:
+	case !same && h.Superseded.Len()+len(h.Current) > MaxDigests:
+		return OrderUnknown, ErrHistoryFull
+	case len(h.Current) == 0 && h.Superseded.IsZero():
 		return OrderFirst, nil
 	case same:
 		return OrderSame, nil
@@ -127,22 +133,18 @@ func (h *History) Check(c *CatalogedDevice, f *Frame) (Order, error) {
 
 // Adopt returns the history after a CatalogedDevice that Check did not refuse was taken into use.
 func (h *History) Adopt(c *CatalogedDevice, f *Frame) *History {
-	next := &History{Current: c.SignedDigests(), Superseded: slices.Clone(h.Superseded), Frame: h.Frame}
-	for _, d := range h.Current {
-		if !has(next.Current, d) {
-			next.Superseded = append(next.Superseded, d)
-		}
-	}
+	next := &History{Current: c.SignedDigests(), Frame: h.Frame}
+	next.Superseded = h.Superseded.Add(slices.DeleteFunc(slices.Clone(h.Current), func(d mesh.Binary) bool { return has(next.Current, d) })...)
 	if f != nil {
 		next.Frame = &Frame{Index: f.Index, Tree: bytes.Clone(f.Tree)}
 	}
 	return next
 }
 
-// AllSuperseded reports whether all that a revocation names was replaced before: then it is an
+// AllSuperseded reports whether all that a revocation, which was verified, names was replaced before: then it is an
 // old one, and not about the connection in use. One of a connection that never arrived counts.
 func (h *History) AllSuperseded(named []mesh.Binary) bool {
-	return !slices.ContainsFunc(named, func(d mesh.Binary) bool { return !has(h.Superseded, d) })
+	return !slices.ContainsFunc(named, func(d mesh.Binary) bool { return !h.Superseded.Has(d) })
 }
 
 // Revoke returns the history after the device was disconnected: nothing is in use, and all that
@@ -150,10 +152,6 @@ func (h *History) AllSuperseded(named []mesh.Binary) bool {
 // device may be connected again.
 func (h *History) Revoke(profile *mesh.Envelope, named ...mesh.Binary) *History {
 	next := h.Adopt(&CatalogedDevice{ProfileUser: profile}, nil)
-	for _, d := range named {
-		if !has(next.Current, d) && !has(next.Superseded, d) {
-			next.Superseded = append(next.Superseded, d)
-		}
-	}
+	next.Superseded = next.Superseded.Add(slices.DeleteFunc(slices.Clone(named), func(d mesh.Binary) bool { return has(next.Current, d) })...)
 	return next
 }

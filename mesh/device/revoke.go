@@ -2,8 +2,10 @@ package device
 
 import (
 	"context"
+	"crypto/sha512"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/mesh-agent/mesh-agent/internal/strictjson"
@@ -17,6 +19,9 @@ const TagDeviceRevocation = "DeviceRevocation"
 
 // ErrRevocation says that a revocation is not well formed, or not for this device or account.
 var ErrRevocation = errors.New("bad DeviceRevocation")
+
+// maxRevoked is the number of bodies that one revocation may name; a connection has four.
+const maxRevoked = 64
 
 type wireRevocation struct {
 	DeviceUdf  string
@@ -68,6 +73,8 @@ func VerifyRevocation(e *mesh.Envelope, account *ProfileUser, device *ProfileDev
 		return nil, fmt.Errorf("%w: it is about another account", ErrRevocation)
 	case !device.Is(w.DeviceUdf):
 		return nil, fmt.Errorf("%w: it is about another device", ErrRevocation)
+	case len(w.Superseded) > maxRevoked || slices.ContainsFunc(w.Superseded, func(d mesh.Binary) bool { return len(d) != sha512.Size }):
+		return nil, fmt.Errorf("%w: up to %d digests of %d octets expected", ErrRevocation, maxRevoked, sha512.Size)
 	}
 	return w.Superseded, nil
 }

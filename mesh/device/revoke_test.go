@@ -3,6 +3,7 @@ package device
 import (
 	"testing"
 
+	"github.com/mesh-agent/mesh-agent/internal/strictjson"
 	"github.com/mesh-agent/mesh-agent/mesh"
 )
 
@@ -61,12 +62,40 @@ func TestRevocationRefused(t *testing.T) {
 			"changed":          {&changed, a, d},
 			"not signed":       {unsigned, a, d},
 			"not a revocation": {a.signed(t, []byte(`{"ProfileUser":{}}`)), a, d},
+			"short digest":     {a.signed(t, named(t, a, d, make(mesh.Binary, 31))), a, d},
+			"too many digests": {a.signed(t, named(t, a, d, numbered(0, 65)...)), a, d},
 			"unknown body":     {a.signed(t, []byte(`{"DeviceRevocation":[]}`)), a, d},
 		} {
 			_, err := VerifyRevocation(c.e, c.a.profile, c.d.profile)
 			wantErr(t, name, err, ErrRevocation)
 		}
 	})
+}
+
+// named is the body of a revocation that names digests.
+func named(t *testing.T, a *someAccount, d *someDevice, digests ...mesh.Binary) []byte {
+	t.Helper()
+	return must(strictjson.Marshal(map[string]wireRevocation{TagDeviceRevocation: {
+		DeviceUdf: d.profile.Name(), ProfileUdf: a.profile.Name(), Superseded: digests,
+	}}))
+}
+
+// TestFullHistory takes no other connection where one more cannot be remembered. The one in use stays, and can be ended.
+func TestFullHistory(t *testing.T) {
+	t.Parallel()
+	a, d := newAccount(t, mesh.G1), newDevice(t, mesh.G1, nil)
+	entry := a.connect(t, d, Rights{})
+	h := (&History{Superseded: DigestSet{}.Add(numbered(0, MaxDigests-4)...)}).Adopt(entry, nil)
+	_, err := h.Check(a.connect(t, d, Rights{}), nil)
+	wantErr(t, "another connection", err, ErrHistoryFull)
+	order, err := h.Check(entry, nil)
+	if err != nil || order != OrderSame {
+		t.Errorf("the connection in use: %v, %v", order, err)
+	}
+	ended := h.Revoke(entry.ProfileUser, entry.connectionDigests()...)
+	same(t, "remembered", ended.AllSuperseded(entry.connectionDigests()), true)
+	_, err = ended.Check(a.connect(t, d, Rights{}), nil)
+	wantErr(t, "after its end", err, ErrHistoryFull)
 }
 
 // TestOldRevocation has one that was replayed, and one of a connection that never arrived.
