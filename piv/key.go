@@ -102,6 +102,7 @@ func (k *key) use(ctx context.Context, what string, auth token.Auth, operations 
 		return nil, fmt.Errorf("%s: %s: %w: this key asks each time", Name(k.token.options.Serial), what, needed(token.TriesUnknown))
 	}
 	r := &request{ctx: ctx, blind: k.policy.Touch == token.TouchNever && k.policy.PIN != token.PINAlways}
+	r.single = r.blind && len(operations) == 1 && k.public.Algorithm.RSABits() == 0
 	return perform(k.token, what, r, func(ctx context.Context, s *session) ([][]byte, error) {
 		if _, err := s.check(ctx, k.handle.slot, k.handle.index); err != nil {
 			return nil, err

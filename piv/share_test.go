@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -109,6 +110,63 @@ func TestFailingCard(t *testing.T) {
 		}
 		time.Sleep(time.Millisecond)
 	}
+}
+
+// TestRoundTrips counts what an operation costs while nobody else uses the card: one transaction and
+// as many commands as the card must compute; a signature takes one round trip to pcscd.
+func TestRoundTrips(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, pivtest.Config{}, Options{Linger: time.Minute})
+	k, created := b.signer(t, token.Policy{})
+	agree := b.made(t, token.P256, token.UseAgree, token.Policy{}).(token.PointAgreer)
+	for _, c := range []struct {
+		name string
+		use  func() error
+		want []pivtest.Command
+	}{
+		{"sign", func() error { return sign(t.Context(), k, token.Auth{}) },
+			[]pivtest.Command{pivtest.CommandBegin, pivtest.CommandTransmit, pivtest.CommandEnd}},
+		{"agree", func() error {
+			_, err := agree.AgreePoint(t.Context(), token.AgreeRequest{Peer: created.Public.Octets})
+			return err
+		}, []pivtest.Command{pivtest.CommandBegin, pivtest.CommandTransmit, pivtest.CommandTransmit, pivtest.CommandEnd}},
+	} {
+		var got []pivtest.Command
+		for start := time.Now(); ; start = time.Now() {
+			if err := c.use(); err != nil { // connects, or ends what went before
+				t.Fatal(err)
+			}
+			b.token.quiet()
+			var mu sync.Mutex
+			got = nil
+			b.daemon.Inject(func(c pivtest.Call) pivtest.Code {
+				mu.Lock()
+				defer mu.Unlock()
+				got = append(got, c.Command)
+				return pivtest.Success
+			})
+			if err := c.use(); err != nil {
+				t.Fatal(err)
+			}
+			b.token.quiet()
+			b.daemon.Inject(nil)
+			if time.Since(start) < maxHold/2 { // else the card may have been let go for others
+				break
+			}
+		}
+		if !slices.Equal(got, c.want) {
+			t.Errorf("%s: requests to pcscd are %02x, want %02x", c.name, got, c.want)
+		}
+	}
+}
+
+// quiet waits until the worker has done what follows a request.
+func (t *Token) quiet() {
+	over, cancel := context.WithCancel(context.Background())
+	cancel()
+	r := &request{ctx: over, done: make(chan error, 1)} // whose time is over, so that nothing is done for it
+	t.requests <- r
+	<-r.done
 }
 
 // otherApplet is what a program that uses the card for something else does: it selects another

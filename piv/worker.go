@@ -21,7 +21,9 @@ type request struct {
 	changed bool
 	// blind says that run does no harm, and presents no PIN, in whatever application is selected.
 	blind bool
-	done  chan error // has room for one
+	// single says that run of a blind request is one command with a short answer, mostly.
+	single bool
+	done   chan error // has room for one
 }
 
 // do runs f in a transaction and returns its result. While it waits for its turn it returns when ctx
@@ -190,6 +192,9 @@ func (w *worker) note(err error) {
 
 // attempt runs a request in one transaction.
 func (w *worker) attempt(ctx context.Context, r *request) error {
+	if done, err := w.trySingle(ctx, r); done {
+		return err
+	}
 	began, err := w.tryBlind(ctx, r)
 	if !began && err == nil {
 		if err = w.begin(ctx); err == nil {
@@ -229,7 +234,7 @@ func (w *worker) run(ctx context.Context, r *request) error {
 // SELECT. began is false if nothing was done.
 func (w *worker) tryBlind(ctx context.Context, r *request) (began bool, err error) {
 	s := w.session
-	if s == nil || !r.blind {
+	if s == nil || !r.blind || r.single {
 		return false, nil
 	}
 	known := s.Applet
@@ -254,18 +259,55 @@ func (w *worker) tryBlind(ctx context.Context, r *request) (began bool, err erro
 	return true, w.run(ctx, r)
 }
 
+// trySingle is tryBlind for a request of one command: the transaction has begun, given it to the
+// card and ended in one round trip. done is false if that was not enough, and nothing was changed.
+func (w *worker) trySingle(ctx context.Context, r *request) (done bool, err error) {
+	s := w.session
+	if s == nil || !r.single {
+		return false, nil
+	}
+	known := s.Applet
+	s.unsure, s.Applet = true, applet.New(&single{card: s.card})
+	err = w.run(ctx, r)
+	s.unsure, s.Applet = false, known
+	switch {
+	case w.client.Broken(), stale(err):
+		w.drop(err)
+		return ctx.Err() != nil, err
+	}
+	return err == nil || ctx.Err() != nil, err
+}
+
+// single is a card that takes one command, in a transaction of its own.
+type single struct {
+	card *pcsc.Card
+	used bool
+}
+
+// errSingle says that one command was not enough.
+var errSingle = errors.New("one command is not enough")
+
+// Transmit sends a command.
+func (c *single) Transmit(ctx context.Context, command []byte) ([]byte, error) {
+	if c.used {
+		return nil, errSingle
+	}
+	c.used = true
+	return c.card.Exchange(ctx, command)
+}
+
 // end ends the transaction of a request that went well, and lets the card go if it was held
 // long enough.
 func (w *worker) end() {
-	if !w.open {
-		return
+	if w.open {
+		w.open = false
+		ctx, cancel := context.WithTimeout(w.life, closeGrace)
+		defer cancel()
+		if err := w.session.card.End(ctx, pcsc.LeaveCard); err != nil {
+			w.drop(err)
+		}
 	}
-	w.open = false
-	ctx, cancel := context.WithTimeout(w.life, closeGrace)
-	defer cancel()
-	if err := w.session.card.End(ctx, pcsc.LeaveCard); err != nil {
-		w.drop(err)
-	} else if time.Since(w.session.since) > maxHold {
+	if w.session != nil && time.Since(w.session.since) > maxHold {
 		w.yield()
 	}
 }

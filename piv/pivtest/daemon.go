@@ -1,6 +1,7 @@
 package pivtest
 
 import (
+	"bufio"
 	"bytes"
 	"io"
 	"net"
@@ -48,8 +49,9 @@ type Daemon struct {
 type client struct {
 	number  uint32
 	conn    net.Conn
-	out     chan []byte // to the writing goroutine; closed by the reading one
-	context uint32      // 0 before SCardEstablishContext
+	in      *bufio.Reader // of the reading goroutine
+	out     chan []byte   // to the writing goroutine; closed by the reading one
+	context uint32        // 0 before SCardEstablishContext
 	handles map[int32]*handle
 	waiting bool // for a change of the readers
 }
@@ -184,9 +186,12 @@ func (d *Daemon) add(c *client) bool {
 	return true
 }
 
-// write sends what the daemon says. After an error it drains the channel.
+// write sends what the daemon says, at once what is there already. After an error it drains the channel.
 func (c *client) write() {
 	for b := range c.out {
+		for range len(c.out) {
+			b = append(b, <-c.out...)
+		}
 		c.conn.Write(b) // a dead client is noticed by serve
 	}
 }
@@ -194,9 +199,10 @@ func (c *client) write() {
 // serve reads requests until the client goes away or breaks the protocol. Either ends its handles.
 func (d *Daemon) serve(c *client) {
 	defer d.drop(c)
+	c.in = bufio.NewReader(c.conn)
 	header := make(body, 8)
 	for {
-		if _, err := io.ReadFull(c.conn, header); err != nil {
+		if _, err := io.ReadFull(c.in, header); err != nil {
 			return
 		}
 		command := Command(header.word(4))
@@ -205,7 +211,7 @@ func (d *Daemon) serve(c *client) {
 			return
 		}
 		b := make(body, size)
-		if _, err := io.ReadFull(c.conn, b); err != nil {
+		if _, err := io.ReadFull(c.in, b); err != nil {
 			return
 		}
 		if !d.answer(c, command, b) {
@@ -226,7 +232,7 @@ func (d *Daemon) answer(c *client, command Command, b body) bool {
 			return false
 		}
 		payload = make([]byte, b.word(at))
-		if _, err := io.ReadFull(c.conn, payload); err != nil {
+		if _, err := io.ReadFull(c.in, payload); err != nil {
 			return false
 		}
 	}
@@ -343,8 +349,10 @@ func (d *Daemon) onCard(c *client, command Command, h *handle, b body, payload [
 	b.setResult(code)
 	d.send(c, append(b, data...))
 	switch command { // what may change what clients see of the readers
-	case CommandReconnect, CommandDisconnect, CommandEnd:
+	case CommandReconnect, CommandDisconnect:
 		d.signalLocked()
+	case CommandEnd: // changes nothing that they see (pcscd, winscard.c: SCardEndTransaction)
+		d.changed.Broadcast()
 	}
 }
 

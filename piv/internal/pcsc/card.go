@@ -103,29 +103,48 @@ func (k *Card) End(ctx context.Context, d Disposition) error {
 // without a transaction if another program ends one at that moment: it must be one that does
 // no harm then, as SELECT.
 func (k *Card) BeginTransmit(ctx context.Context, command []byte) ([]byte, error) {
-	return await(ctx, func() ([]byte, bool, error) { return k.beginTransmit(ctx, command) })
+	return await(ctx, func() ([]byte, bool, error) { return k.exchange(ctx, command, nil) })
 }
 
-func (k *Card) beginTransmit(ctx context.Context, command []byte) (response []byte, began bool, err error) {
+// Exchange is BeginTransmit and then End, in one round trip: a transaction of one command. If it
+// fails the card may have had the command, and no transaction is open.
+func (k *Card) Exchange(ctx context.Context, command []byte) ([]byte, error) {
+	end := words(k.handle, uint32(LeaveCard), 0)
+	return await(ctx, func() ([]byte, bool, error) { return k.exchange(ctx, command, end) })
+}
+
+// exchange begins a transaction, transmits a command and, unless end is nil, ends the transaction.
+// began is false if it did not begin.
+func (k *Card) exchange(ctx context.Context, command, end []byte) (response []byte, began bool, err error) {
 	release, err := k.client.begin(ctx)
 	if err != nil {
 		return nil, false, err
 	}
 	defer release()
 	begin := words(k.handle, 0)
-	if err := k.client.queue(cmdBegin, begin, nil); err != nil {
+	err = errors.Join(k.client.queue(cmdBegin, begin, nil), k.queueTransmit(command))
+	if err == nil && end != nil {
+		err = k.client.queue(cmdEnd, end, nil)
+	}
+	if err == nil {
+		err = k.client.flush(ctx)
+	}
+	if err != nil {
 		return nil, false, err
 	}
-	if err := k.sendTransmit(ctx, command); err != nil {
+	// One read for all that has a fixed length, one for the rest.
+	fixed := make([]byte, len(begin)+transmitLen)
+	if err := k.client.read(ctx, fixed); err != nil {
 		return nil, false, err
 	}
-	if err := k.client.read(ctx, begin); err != nil {
-		return nil, false, err
-	}
-	failed := check(word(begin, 1))
-	response, err = k.readTransmit(ctx)
-	if failed != nil && !k.client.Broken() {
+	response, err = k.readResponse(ctx, fixed[len(begin):], end)
+	if failed := check(word(fixed, 1)); failed != nil && !k.client.Broken() {
 		return nil, false, failed
+	}
+	if err == nil && end != nil {
+		if err = check(word(end, 2)); err != nil {
+			return nil, true, fmt.Errorf("end transaction: %w", err)
+		}
 	}
 	return response, true, err
 }
@@ -137,45 +156,55 @@ func (k *Card) Transmit(ctx context.Context, command []byte) ([]byte, error) {
 		return nil, err
 	}
 	defer release()
-	if err := k.sendTransmit(ctx, command); err != nil {
+	if err := k.queueTransmit(command); err != nil {
 		return nil, err
 	}
-	return k.readTransmit(ctx)
+	if err := k.client.flush(ctx); err != nil {
+		return nil, err
+	}
+	reply := make([]byte, transmitLen)
+	if err := k.client.read(ctx, reply); err != nil {
+		return nil, err
+	}
+	return k.readResponse(ctx, reply, nil)
 }
 
 // transmitLen is the length of struct transmit_struct: handle, two protocol headers of two words
 // with the length of an APDU after each, and the result. The APDU follows it.
 const transmitLen = 8 * 4
 
-func (k *Card) sendTransmit(ctx context.Context, command []byte) error {
+func (k *Card) queueTransmit(command []byte) error {
 	if len(command) < 4 || len(command) > maxCommand {
 		return k.client.fail(fmt.Errorf("transmit: command of %d octets", len(command)))
 	}
 	const pciLen = 16 // sizeof(SCARD_IO_REQUEST); pcscd does not look at it
 	request := words(k.handle, k.protocol, pciLen, uint32(len(command)), k.protocol, pciLen, maxResponse, 0)
-	return k.client.send(ctx, cmdTransmit, request, command)
+	return k.client.queue(cmdTransmit, request, command)
 }
 
-func (k *Card) readTransmit(ctx context.Context) ([]byte, error) {
-	var reply [transmitLen]byte
-	if err := k.client.read(ctx, reply[:]); err != nil {
+// readResponse reads the response that follows reply, a transmit_struct, and then as many octets as
+// after has: the reply that comes next.
+func (k *Card) readResponse(ctx context.Context, reply, after []byte) ([]byte, error) {
+	n := word(reply, 6)
+	failed := check(word(reply, 7))
+	if failed != nil {
+		n = 0 // no octets follow (winscard_svc.c)
+	}
+	if n > maxResponse || word(reply, 0) != k.handle {
+		return nil, k.client.fail(fmt.Errorf("%w: response of %d octets from handle %x", ErrProtocol, n, word(reply, 0)))
+	}
+	b := make([]byte, int(n)+len(after))
+	if err := k.client.read(ctx, b); err != nil {
 		return nil, err
 	}
-	if err := check(word(reply[:], 7)); err != nil {
-		return nil, fmt.Errorf("transmit: %w", err)
-	}
-	n := word(reply[:], 6)
-	if n > maxResponse || word(reply[:], 0) != k.handle {
-		return nil, k.client.fail(fmt.Errorf("%w: response of %d octets from handle %x", ErrProtocol, n, word(reply[:], 0)))
-	}
-	response := make([]byte, n)
-	if err := k.client.read(ctx, response); err != nil {
-		return nil, err
-	}
-	if n < 2 {
+	copy(after, b[n:])
+	switch {
+	case failed != nil:
+		return nil, fmt.Errorf("transmit: %w", failed)
+	case n < 2:
 		return nil, fmt.Errorf("transmit: response of %d octets: %w", n, NotTransacted)
 	}
-	return response, nil
+	return b[:n:n], nil
 }
 
 // Pause waits, no longer than ctx lasts.

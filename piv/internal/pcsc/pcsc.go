@@ -182,18 +182,23 @@ func (c *Client) begin(ctx context.Context) (release func(), err error) {
 	}, nil
 }
 
-// send sends a request, after those that were queued.
+// send sends a request.
 func (c *Client) send(ctx context.Context, command uint32, structure, more []byte) error {
 	if err := c.queue(command, structure, more); err != nil {
 		return err
 	}
+	return c.flush(ctx)
+}
+
+// flush sends what is queued.
+func (c *Client) flush(ctx context.Context) error {
 	_, err := c.conn.Write(c.buffer)
 	clear(c.buffer) // may hold a PIN
 	c.buffer = c.buffer[:0]
 	return c.transport(ctx, err)
 }
 
-// queue appends a request to what the next send sends.
+// queue appends a request to what flush sends.
 func (c *Client) queue(command uint32, structure, more []byte) error {
 	if c.buffer == nil {
 		c.buffer = make([]byte, 0, bufferLen)

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -112,6 +113,61 @@ func TestWaitsForTransaction(t *testing.T) {
 	if err := holder.End(t.Context(), LeaveCard); err != nil {
 		t.Error(err)
 	}
+}
+
+// TestExchange does transactions of one command, which leave nothing behind, however they end.
+func TestExchange(t *testing.T) {
+	t.Parallel()
+	d, r, c := dial(t)
+	ctx := t.Context()
+	k, other, third := connect(t, c), connect(t, dialDaemon(t, d)), connect(t, dialDaemon(t, d))
+	b, err := k.Exchange(ctx, selectPIV())
+	if err != nil || !bytes.HasSuffix(b, []byte{0x90, 0}) || r.InTransaction() {
+		t.Errorf("select: %x, %v, in a transaction: %t", b, err, r.InTransaction())
+	}
+	if err := other.Begin(ctx); err != nil {
+		t.Fatal(err)
+	}
+	short, cancel := context.WithTimeout(ctx, 20*time.Millisecond)
+	defer cancel()
+	_, err = third.Exchange(short, selectPIV())
+	want(t, "in another's transaction", err, context.DeadlineExceeded)
+	exchanged := make(chan error)
+	go func() {
+		_, err := k.Exchange(ctx, selectPIV())
+		exchanged <- err
+	}()
+	if err := other.End(ctx, LeaveCard); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-exchanged; err != nil || r.InTransaction() {
+		t.Errorf("after another's transaction: %v, in a transaction: %t", err, r.InTransaction())
+	}
+	for _, fails := range []pivtest.Command{pivtest.CommandBegin, pivtest.CommandTransmit, pivtest.CommandEnd} {
+		d.Inject(func(c pivtest.Call) pivtest.Code {
+			if c.Command == fails {
+				return pivtest.CommError
+			}
+			return pivtest.Success
+		})
+		_, err = k.Exchange(ctx, selectPIV())
+		want(t, fmt.Sprintf("command %02x fails", uint32(fails)), err, CommunicationFail)
+		d.Inject(nil)
+		if fails == pivtest.CommandEnd {
+			if err := k.End(ctx, LeaveCard); err != nil {
+				t.Error(err)
+			}
+		}
+		if c.Broken() || r.InTransaction() {
+			t.Errorf("command %02x failed: broken: %t, in a transaction: %t", uint32(fails), c.Broken(), r.InTransaction())
+		}
+	}
+	r.ResetByOther()
+	_, err = k.Exchange(ctx, selectPIV())
+	want(t, "after a reset", err, CardReset)
+	r.Remove()
+	_, err = k.Exchange(ctx, selectPIV())
+	want(t, "without a card", err, CardRemoved)
 }
 
 // TestAbandon gives up a card that does not answer.
@@ -327,6 +383,7 @@ func FuzzDaemon(f *testing.F) {
 			t.Errorf("response of %d octets", len(b))
 		}
 		_ = k.End(t.Context(), LeaveCard)
+		_, _ = k.Exchange(t.Context(), selectPIV())
 	})
 }
 
