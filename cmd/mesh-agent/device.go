@@ -353,9 +353,13 @@ contributions, and the account's own keys that were granted. What was decrypted 
 			}
 			if c.Flags().Changed("frame") {
 				req.Frame = &mesh.CatalogFrame{Index: index}
-				if req.Frame.Tree, err = base64.RawURLEncoding.DecodeString(tree); err != nil {
-					return usageError{errors.New("--frame-tree: base64url expected")}
+			}
+			if c.Flags().Changed("frame-tree") {
+				digest, err := base64.RawURLEncoding.DecodeString(tree)
+				if req.Frame == nil || err != nil {
+					return usageError{errors.New("--frame-tree: base64url expected, with the index in --frame")}
 				}
+				req.Frame.Tree = digest
 			}
 			return a.activate(c.Context(), req)
 		},

@@ -324,6 +324,11 @@ func (a *AccountActivation) check(activationKey string, g mesh.Generation) (err 
 			return fmt.Errorf("ActivationKey is a seed of identifier %#x: %w", uint16(id), token.ErrBadKey)
 		}
 	}
+	for _, e := range a.Entries {
+		if e.Resource == "" || e.Key == nil {
+			return fmt.Errorf("entry %.64q without name or key: %w", e.Resource, token.ErrBadKey)
+		}
+	}
 	for _, k := range a.keys() {
 		if k.key == nil {
 			continue

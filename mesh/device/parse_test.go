@@ -115,7 +115,8 @@ func TestParseActivationsRefuse(t *testing.T) {
 	for _, text := range []string{
 		``, `{"ActivationDevice":{}}`, `{"ActivationCommon":null}`, `{"ActivationCommon":{"ActivationKey":"` + seed + `"}}`,
 		`{"ActivationCommon":{"Encryption":{}}}`, `{"ActivationCommon":{"Encryption":{"PrivateParameters":{"PrivateKeyECDH":{"crv":"X448","Private":"AA"}}}}}`,
-		`{"ActivationCommon":{"Entries":[{"Resource":"MMM_Contact","Key":{}}]}}`,
+		`{"ActivationCommon":{"Entries":[{"Resource":"MMM_Contact","Key":{}}]}}`, `{"ActivationCommon":{"Entries":[null]}}`,
+		`{"ActivationCommon":{"Entries":[{"Resource":"MMM_Contact"}]}}`,
 		`{"ActivationCommon":{"Encryption":{},"AccountEncryption":{}}}`,
 	} {
 		_, err := ParseAccountActivation([]byte(text), mesh.G1)
