@@ -56,6 +56,8 @@ func explainHome(home mesh.Home, err error) error {
 		return err
 	case strings.Contains(status.Text, "key's own PIN"):
 		return hint(err, "give the key's authorization value, this once, in a file, which is empty if it has none: --passphrase-file")
+	case strings.Contains(status.Text, "management key"):
+		return hint(err, "make the card ready once: mesh-agent token setup "+home.Token+home.SealTo)
 	}
 	name := home.Token + home.SealTo
 	advice := fmt.Sprintf("mesh-agent token unlock %s, or if it has no PIN yet: mesh-agent token set-pin %s", name, name)
