@@ -56,7 +56,7 @@ func connectDevice(t *testing.T) *connected {
 func (x *connected) decrypt(t *testing.T, r mesh.Recipient, partials ...mesh.PublicParameters) result {
 	t.Helper()
 	op, err := strictjson.NewTagged(mesh.TagOperationDecrypt, mesh.OperationDecrypt{
-		KeyId: x.udf, Recipient: mesh.DecryptRecipient{EphemeralKey: r.EphemeralKey, WrappedKey: r.WrappedKey}, Partials: partials,
+		KeyId: x.udf, Recipient: &mesh.DecryptRecipient{EphemeralKey: r.EphemeralKey, WrappedKey: r.WrappedKey}, Partials: partials,
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -245,7 +245,7 @@ func (r *request) openEnvelope(ctx context.Context, keyID string, data []byte) (
 		return nil, malformed("Key", "the envelope has more than %d recipients", maxRecipients)
 	}
 	for _, to := range r.candidates(key.Entry, envelope.Header.Recipients) {
-		seed, err := r.unwrap(ctx, key, mesh.OperationDecrypt{Recipient: mesh.DecryptRecipient{EphemeralKey: to.EphemeralKey, WrappedKey: to.WrappedKey}}, nil)
+		seed, err := r.unwrap(ctx, key, mesh.OperationDecrypt{Recipient: &mesh.DecryptRecipient{EphemeralKey: to.EphemeralKey, WrappedKey: to.WrappedKey}}, nil)
 		var refused *failure
 		if errors.Is(err, token.ErrDecrypt) || errors.As(err, &refused) && refused.status == statusBadPoint {
 			continue

@@ -89,7 +89,11 @@ func (r *request) operateAll(ctx context.Context, operations []strictjson.Value)
 func (r *request) operateOne(ctx context.Context, raw strictjson.Value) (tag string, result strictjson.Value) {
 	tag, value, err := r.dispatch(ctx, raw)
 	if err == nil {
-		if result, err = strictjson.Marshal(value); err == nil {
+		result, err = strictjson.Marshal(value)
+		if secret, ok := value.(interface{ Wipe() }); ok {
+			secret.Wipe()
+		}
+		if err == nil {
 			return tag, result
 		}
 	}
@@ -406,14 +410,25 @@ func signScheme(a token.Algorithm, mode string) (token.SignRequest, error) {
 	return token.SignRequest{}, fmt.Errorf("signature with an %s key: %w", a, token.ErrUnsupported)
 }
 
-// decrypt does CryptographicOperationDecrypt.
+// decrypt does CryptographicOperationDecrypt, in either of its forms.
 func (r *request) decrypt(ctx context.Context, body strictjson.Value) (any, error) {
 	var op mesh.OperationDecrypt
 	defer func() { clear(op.PIN) }()
 	if err := decode(mesh.TagOperationDecrypt, body, &op); err != nil {
 		return nil, err
 	}
-	if err := errors.Join(checkRelease(op), checkPoints("Recipient", op.Recipient.EphemeralKey), checkPoints("Partials", op.Partials...)); err != nil {
+	if op.RSA != nil {
+		return r.decryptRSA(ctx, op)
+	}
+	return r.decryptRecipient(ctx, op)
+}
+
+// decryptRecipient opens a recipient entry of a DARE envelope.
+func (r *request) decryptRecipient(ctx context.Context, op mesh.OperationDecrypt) (any, error) {
+	if err := checkRelease(op); err != nil {
+		return nil, err
+	}
+	if err := errors.Join(checkPoints("Recipient", op.Recipient.EphemeralKey), checkPoints("Partials", op.Partials...)); err != nil {
 		return nil, err
 	}
 	key, err := r.grant(op.KeyId, policy.Decrypt)
@@ -448,6 +463,8 @@ func checkRelease(op mesh.OperationDecrypt) error {
 		return malformed("Salt", "missing, Release is key")
 	case op.Release != "key" && op.Salt != nil:
 		return malformed("Salt", "only with Release key")
+	case op.Recipient == nil:
+		return malformed("Recipient", "missing, and no RSA in its place")
 	case op.Recipient.WrappedKey == nil:
 		return malformed("Recipient", "wmk missing")
 	}

@@ -210,7 +210,7 @@ func TestAgreeDecryptShare(t *testing.T) {
 	wantStatus(t, "empty coefficient", 400, second(c.Agree(ctx, a.KeyId, b.PublicKey, []byte{})))
 	wantStatus(t, "share of a key that is not for it", 403, second(c.Share(ctx, a.KeyId, 2, 2)))
 	wantStatus(t, "decrypt nonsense", 400, second(c.Decrypt(ctx, mesh.OperationDecrypt{
-		KeyId: a.KeyId, Recipient: mesh.DecryptRecipient{EphemeralKey: b.PublicKey, WrappedKey: make([]byte, 40)}})))
+		KeyId: a.KeyId, Recipient: &mesh.DecryptRecipient{EphemeralKey: b.PublicKey, WrappedKey: make([]byte, 40)}})))
 	wantStatus(t, "unknown use", 400, second(c.Generate(ctx, mesh.OperationGenerate{Algorithm: "X25519", Use: "x", Token: "t"})))
 }
 

@@ -103,7 +103,7 @@ func (c *Client) AgreeOperation(ctx context.Context, op mesh.OperationKeyAgreeme
 	return out.KeyAgreement.KeyAgreementECDH, nil
 }
 
-// Decrypt opens one recipient entry of a DARE envelope.
+// Decrypt opens one recipient entry of a DARE envelope, or an RSA ciphertext. The caller wipes the result.
 func (c *Client) Decrypt(ctx context.Context, op mesh.OperationDecrypt) (*mesh.ResultDecrypt, error) {
 	return one[mesh.ResultDecrypt](ctx, c, mesh.TagOperationDecrypt, op, mesh.TagResultDecrypt)
 }

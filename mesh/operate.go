@@ -112,21 +112,32 @@ type OperationShare struct {
 	Shares    int
 }
 
-// OperationDecrypt asks to open one recipient entry of a DARE envelope.
+// OperationDecrypt asks to open one recipient entry of a DARE envelope, or an RSA ciphertext. Exactly one
+// of Recipient and RSA is set.
 type OperationDecrypt struct {
 	KeyId     string
-	Recipient DecryptRecipient
-	Partials  []PublicParameters `json:",omitzero"` // signed points of the other share holders
-	Info      string             `json:",omitzero"` // HKDF info of the key encryption key
-	Release   string             `json:",omitzero"` // "seed" (default) or "key"
-	Salt      Binary             `json:",omitzero"` // with Release "key"
-	PIN       Binary             `json:",omitzero"` // as of OperationKeyAgreement
+	Recipient *DecryptRecipient `json:",omitzero"`
+	RSA       *DecryptRSA       `json:",omitzero"`
+	PIN       Binary            `json:",omitzero"` // as of OperationKeyAgreement
+	// Only with Recipient:
+	Partials []PublicParameters `json:",omitzero"` // signed points of the other share holders
+	Info     string             `json:",omitzero"` // HKDF info of the key encryption key
+	Release  string             `json:",omitzero"` // "seed" (default) or "key"
+	Salt     Binary             `json:",omitzero"` // with Release "key"
 }
 
 // DecryptRecipient is the part of a DARE recipient entry that decryption needs.
 type DecryptRecipient struct {
 	EphemeralKey PublicParameters `json:"epk"`
 	WrappedKey   Binary           `json:"wmk"`
+}
+
+// DecryptRSA is what decryption with an RSA key needs.
+type DecryptRSA struct {
+	Padding    string // "oaep-sha1", "oaep-sha256", "oaep-sha384", "oaep-sha512" or "pkcs1"
+	Ciphertext Binary // as long as the modulus
+	Label      Binary `json:",omitzero"` // of OAEP
+	Length     int    `json:",omitzero"` // with "pkcs1": how many octets the plaintext has
 }
 
 // Failure is the body of every result whose Status is not 201.
@@ -179,10 +190,18 @@ type ResultShareItem struct {
 	Envelope  strictjson.Value
 }
 
-// ResultDecrypt answers OperationDecrypt: Seed, or Key and IV.
+// ResultDecrypt answers OperationDecrypt: Seed, or Key and IV; or Key alone, the plaintext of
+// an RSA ciphertext.
 type ResultDecrypt struct {
 	Status int
 	Seed   Binary `json:",omitzero"`
 	Key    Binary `json:",omitzero"`
 	IV     Binary `json:",omitzero"`
+}
+
+// Wipe overwrites the secrets.
+func (r ResultDecrypt) Wipe() {
+	clear(r.Seed)
+	clear(r.Key)
+	clear(r.IV)
 }

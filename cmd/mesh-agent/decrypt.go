@@ -19,9 +19,10 @@ func newDecryptCommand(a *app) *cobra.Command {
 	var key string
 	var ask bool
 	var partials, signers []string
+	var rsa rsaFlags
 	c := &cobra.Command{
 		Use:   "decrypt [--key UDF] [FILE]",
-		Short: "Open a DARE envelope",
+		Short: "Open a DARE envelope or an RSA ciphertext",
 		Long: `Opens the DARE envelope (a JSON array) in FILE or standard input and writes its
 plaintext. Without --key it tries the agent's keys, first those that the envelope names.
 
@@ -31,11 +32,28 @@ it into use.
 
 With --partial, the agent's key is one share and the files hold the agreements of the other
 shares, as "agree" prints them. With --partial and no --key they are all shares, and no
-agent is needed.`,
+agent is needed.
+
+With --rsa-padding, FILE is an RSA ciphertext (the octets alone, as many as the modulus has) for
+an RSA key of use decrypt, and its plaintext is written: the content key of a mail, say. With pkcs1
+nothing tells whether it is the right one: a ciphertext that does not hold --rsa-length octets gives
+as many others.`,
 		Example: `  mesh-agent decrypt letter.dare
+  mesh-agent decrypt --key MD7Q-... --rsa-padding oaep-sha256 content-key.rsa
   mesh-agent decrypt --key MBQC-... --partial partial.json letter.dare`,
 		Args: args(cobra.MaximumNArgs(1)),
 		RunE: func(c *cobra.Command, files []string) error {
+			if err := rsa.check(c, key); err != nil {
+				return err
+			}
+			if rsa.padding != "" {
+				pin, err := a.pinIf(c.Context(), ask, files)
+				if err != nil {
+					return err
+				}
+				defer clear(pin)
+				return a.decryptRSA(c.Context(), rsa, key, pin, optional(files))
+			}
 			data, err := a.read(optional(files), maxDocument)
 			if err != nil {
 				return err
@@ -80,6 +98,7 @@ agent is needed.`,
 	}
 	c.Flags().StringVar(&key, "key", "", "`UDF` of the key (default: every key that could)")
 	addPIN(c, &ask)
+	rsa.add(c)
 	c.Flags().StringArrayVar(&signers, "signer", nil, "whose signature it must have: `file` or UDF, as of verify; once for each")
 	c.Flags().StringArrayVar(&partials, "partial", nil, "`file` with the agreement of another share; once for each")
 	return c
@@ -224,7 +243,7 @@ func firstSeed(ctx context.Context, conn *client.Client, tries []attempt, o open
 func decryptOperation(try attempt, o opener) mesh.OperationDecrypt {
 	op := mesh.OperationDecrypt{
 		KeyId:     try.key.Udf,
-		Recipient: mesh.DecryptRecipient{EphemeralKey: try.recipient.EphemeralKey, WrappedKey: try.recipient.WrappedKey},
+		Recipient: &mesh.DecryptRecipient{EphemeralKey: try.recipient.EphemeralKey, WrappedKey: try.recipient.WrappedKey},
 		PIN:       o.pin,
 	}
 	for _, p := range o.partials {

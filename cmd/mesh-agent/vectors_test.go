@@ -283,7 +283,7 @@ func unwrapVector(p program, v vector) {
 		udf = p.imported(seedKey(v.Alg, v.PrivateSeed), "decrypt")
 	}
 	var result mesh.ResultDecrypt
-	p.operate(mesh.TagOperationDecrypt, mesh.OperationDecrypt{KeyId: udf, Recipient: mesh.DecryptRecipient{
+	p.operate(mesh.TagOperationDecrypt, mesh.OperationDecrypt{KeyId: udf, Recipient: &mesh.DecryptRecipient{
 		EphemeralKey: mesh.PublicParameters{PublicKeyECDH: &point{Curve: v.Alg, Public: mesh.Binary(v.EphemeralKey)}},
 		WrappedKey:   mesh.Binary(v.Wrapped),
 	}, Info: v.Info}, mesh.TagResultDecrypt, &result)
