@@ -1,14 +1,10 @@
 package agent
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"strings"
-
-	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/mesh-agent/mesh-agent/internal/strictjson"
 	"github.com/mesh-agent/mesh-agent/mesh"
@@ -85,41 +81,15 @@ func appendTagged(dst []byte, tag string, body []byte) []byte {
 	return append(dst, '}')
 }
 
-var errNotTagged = errors.New("not an object with exactly one member")
+var errNotJSON = errors.New("malformed JSON")
 
 // cutTagged reads an object of exactly one member and checks the grammar of all of data. body
 // is a part of data.
 func cutTagged(data []byte) (tag string, body strictjson.Value, err error) {
-	d := jsontext.NewDecoder(bytes.NewBuffer(data))
-	open, err := d.ReadToken()
-	if err != nil {
-		return "", nil, err
+	if !strictjson.Value(data).IsValid() {
+		return "", nil, errNotJSON
 	}
-	if open.Kind() != '{' {
-		return "", nil, errNotTagged
-	}
-	name, err := d.ReadToken()
-	if err != nil {
-		return "", nil, err
-	}
-	if name.Kind() != '"' {
-		return "", nil, errNotTagged
-	}
-	tag = name.String()
-	if body, err = d.ReadValue(); err != nil {
-		return "", nil, err
-	}
-	end, err := d.ReadToken()
-	if err != nil {
-		return "", nil, err
-	}
-	if end.Kind() != '}' {
-		return "", nil, errNotTagged
-	}
-	if _, err = d.ReadToken(); err != io.EOF {
-		return "", nil, errNotTagged
-	}
-	return tag, body, nil
+	return strictjson.CutTagged(data)
 }
 
 // decode decodes body into v, a pointer to a struct. An error starts with the member

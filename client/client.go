@@ -235,16 +235,29 @@ func parseReply(message []byte) ([]byte, error) {
 // fetch sends body under the request tag and decodes the body of the response, an R. A
 // Status that is not 201 is a *StatusError.
 func fetch[R any](ctx context.Context, c *Client, request string, body any, response string) (*R, error) {
-	answer, err := c.call(ctx, request, body)
+	data, err := strictjson.Marshal(body)
+	if err != nil {
+		return nil, fmt.Errorf("encode request: %w", err)
+	}
+	defer clear(data)
+	return ask[R](ctx, c, request, data, response)
+}
+
+// ask is fetch with a body that is JSON already.
+func ask[R any](ctx context.Context, c *Client, request string, body []byte, response string) (*R, error) {
+	message := appendTagged(make([]byte, 0, len(request)+len(body)+len(`{"":}`)), request, body)
+	defer clear(message)
+	reply, err := c.RawOperate(ctx, message)
 	if err != nil {
 		return nil, err
 	}
-	if answer.Tag != response {
-		return nil, fmt.Errorf("%w: %q instead of %q", ErrProtocol, answer.Tag, response)
+	answer, err := cutReply(reply, response)
+	if err != nil {
+		return nil, err
 	}
-	if !succeeded(answer.Body) {
+	if !succeeded(answer) {
 		var status mesh.Reply
-		if err := lenient(answer.Body, &status); err != nil {
+		if err := lenient(answer, &status); err != nil {
 			return nil, fmt.Errorf("%w: %w", ErrProtocol, err)
 		}
 		if status.Status != mesh.StatusOK {
@@ -252,36 +265,40 @@ func fetch[R any](ctx context.Context, c *Client, request string, body any, resp
 		}
 	}
 	out := new(R)
-	if err := answer.Decode(out); err != nil {
+	if err := strictjson.Unmarshal(answer, out); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrProtocol, err)
 	}
 	return out, nil
+}
+
+// appendTagged appends {"tag":body}. tag is one of the protocol's, which need no quoting.
+func appendTagged(dst []byte, tag string, body []byte) []byte {
+	dst = append(append(dst, `{"`...), tag...)
+	return append(append(append(dst, `":`...), body...), '}')
+}
+
+// cutReply returns the body of a reply, which must have this tag. If the reply begins and ends as
+// the agent writes it, what is between is not read here: whoever decodes it finds whether it is one value.
+func cutReply(reply []byte, tag string) (strictjson.Value, error) {
+	const open, colon, end = `{"`, `":`, `}`
+	body, ok := bytes.CutPrefix(reply, []byte(open+tag+colon))
+	if ok {
+		if body, ok = bytes.CutSuffix(body, []byte(end)); ok {
+			return body, nil
+		}
+	}
+	var answer mesh.Tagged
+	if err := strictjson.Unmarshal(reply, &answer); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrProtocol, err)
+	}
+	if answer.Tag != tag {
+		return nil, fmt.Errorf("%w: %q instead of %q", ErrProtocol, answer.Tag, tag)
+	}
+	return answer.Body, nil
 }
 
 // succeeded reports whether a body begins as the agent's do if all went well. Then it need not be
 // read twice; a second Status in it is an error for Decode.
 func succeeded(body strictjson.Value) bool {
 	return bytes.HasPrefix(body, []byte(`{"Status":201,`))
-}
-
-// call sends body under the request tag and returns the reply.
-func (c *Client) call(ctx context.Context, request string, body any) (answer mesh.Tagged, err error) {
-	tagged, err := strictjson.NewTagged(request, body)
-	if err != nil {
-		return answer, fmt.Errorf("encode request: %w", err)
-	}
-	defer clear(tagged.Body)
-	data, err := strictjson.Marshal(tagged)
-	if err != nil {
-		return answer, fmt.Errorf("encode request: %w", err)
-	}
-	defer clear(data)
-	reply, err := c.RawOperate(ctx, data)
-	if err != nil {
-		return answer, err
-	}
-	if err := strictjson.Unmarshal(reply, &answer); err != nil {
-		return answer, fmt.Errorf("%w: %w", ErrProtocol, err)
-	}
-	return answer, nil
 }

@@ -19,11 +19,15 @@ func (c *Client) Hello(ctx context.Context) (*mesh.MeshHelloResponse, error) {
 // error is a *StatusError if the request as a whole was refused.
 func (c *Client) Operate(ctx context.Context, req *mesh.OperateRequest) (*mesh.OperateResponse, error) {
 	out, err := fetch[mesh.OperateResponse](ctx, c, mesh.TagOperateRequest, req, mesh.TagOperateResponse)
+	return checkCount(out, len(req.Operations), err)
+}
+
+func checkCount(out *mesh.OperateResponse, operations int, err error) (*mesh.OperateResponse, error) {
 	if err != nil {
 		return nil, err
 	}
-	if len(out.Results) != len(req.Operations) {
-		return nil, fmt.Errorf("%w: %d results for %d operations", ErrProtocol, len(out.Results), len(req.Operations))
+	if len(out.Results) != operations {
+		return nil, fmt.Errorf("%w: %d results for %d operations", ErrProtocol, len(out.Results), operations)
 	}
 	return out, nil
 }
@@ -54,12 +58,16 @@ func lenient(body strictjson.Value, v any) error { return json.Unmarshal(body, v
 
 // one does a single operation, whose result is an R.
 func one[R any](ctx context.Context, c *Client, operation string, body any, result string) (*R, error) {
-	op, err := strictjson.NewTagged(operation, body)
+	op, err := strictjson.Marshal(body)
 	if err != nil {
 		return nil, fmt.Errorf("encode operation: %w", err)
 	}
-	response, err := c.Operate(ctx, &mesh.OperateRequest{Operations: []mesh.Tagged{op}})
-	if err != nil {
+	defer clear(op)
+	const begin, end = `{"Operations":[`, `]}` // mesh.OperateRequest, written once instead of three times
+	request := appendTagged(append(make([]byte, 0, len(op)+len(operation)+len(begin+end)+len(`{"":}`)), begin...), operation, op)
+	defer clear(request)
+	response, err := ask[mesh.OperateResponse](ctx, c, mesh.TagOperateRequest, append(request, end...), mesh.TagOperateResponse)
+	if response, err = checkCount(response, 1, err); err != nil {
 		return nil, err
 	}
 	out := new(R)

@@ -5,6 +5,7 @@
 package strictjson
 
 import (
+	"bytes"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -112,6 +113,9 @@ func Valid(data []byte) error {
 // string literals written as escapes, so that published Mesh objects parse. Valid JSON is returned
 // as it is. Signatures are over the original octets: use the result for parsing only.
 func EscapeControls(data []byte) []byte {
+	if bytes.IndexByte(data, '\n') < 0 && bytes.IndexByte(data, '\r') < 0 && bytes.IndexByte(data, '\t') < 0 {
+		return data // nothing to do, found at many octets a time
+	}
 	var out []byte
 	start, inString, escaped := 0, false, false
 	for i, c := range data {
@@ -212,32 +216,80 @@ func (t Tagged) MarshalJSONTo(e *jsontext.Encoder) error {
 
 // UnmarshalJSONFrom reads an object of exactly one member.
 func (t *Tagged) UnmarshalJSONFrom(d *jsontext.Decoder) error {
-	start, err := d.ReadToken()
+	v, err := d.ReadValue()
 	if err != nil {
 		return err
 	}
-	if start.Kind() != '{' || d.PeekKind() == '}' {
-		return errNotTagged
-	}
-	name, err := d.ReadToken()
+	tag, body, err := CutTagged(v)
 	if err != nil {
 		return err
 	}
-	tag := name.String()
-	body, err := d.ReadValue()
-	if err != nil {
-		return err
-	}
-	body = slices.Clone(body) // the decoder's own is overwritten
-	end, err := d.ReadToken()
-	if err != nil {
-		return err
-	}
-	if end.Kind() != '}' {
-		return errNotTagged
-	}
-	*t = Tagged{Tag: tag, Body: body}
+	*t = Tagged{Tag: tag, Body: slices.Clone(body)} // the decoder's own is overwritten
 	return nil
+}
+
+// CutTagged takes an object of exactly one member apart without decoding it once more: v must be known to be
+// valid, as every Value that Unmarshal has set is. body is a part of v.
+func CutTagged(v Value) (tag string, body Value, err error) {
+	v = bytes.Trim(v, blanks)
+	if len(v) == 0 || v[0] != '{' {
+		return "", nil, errNotTagged
+	}
+	v = bytes.TrimLeft(v[1:len(v)-1], blanks)
+	if len(v) == 0 {
+		return "", nil, errNotTagged
+	}
+	name, rest := cutString(v)
+	rest = bytes.TrimLeft(rest, blanks)[1:] // the colon
+	if !isOne(rest) {
+		return "", nil, errNotTagged
+	}
+	if tag = string(name[1 : len(name)-1]); strings.IndexByte(tag, '\\') >= 0 {
+		text, err := jsontext.AppendUnquote(nil, name)
+		if err != nil {
+			return "", nil, err
+		}
+		tag = string(text)
+	}
+	return tag, bytes.Trim(rest, blanks), nil
+}
+
+const blanks = " \t\r\n" // between tokens; RFC 8259, Section 2
+
+// cutString takes a string literal from the front of v.
+func cutString(v []byte) (literal, rest []byte) {
+	for i := 1; i < len(v); i++ {
+		switch v[i] {
+		case '\\':
+			i++
+		case '"':
+			return v[:i+1], v[i+1:]
+		}
+	}
+	return v, nil
+}
+
+// isOne reports whether v, which valid JSON has between a colon and the end of its object, is one value with
+// no further member behind it.
+func isOne(v []byte) bool {
+	depth := 0
+	for len(v) > 0 {
+		switch v[0] {
+		case '"':
+			_, v = cutString(v)
+			continue
+		case '{', '[':
+			depth++
+		case '}', ']':
+			depth--
+		case ',':
+			if depth == 0 {
+				return false
+			}
+		}
+		v = v[1:]
+	}
+	return true
 }
 
 const errNotTagged = formatError("object with exactly one member expected")

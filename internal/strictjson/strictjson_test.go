@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+
+	"github.com/go-json-experiment/json"
 )
 
 type inner struct {
@@ -166,6 +168,49 @@ func TestTagged(t *testing.T) {
 	if _, err := NewTagged("Tag", func() {}); err == nil {
 		t.Error("a function is encoded")
 	}
+}
+
+// Whatever the decoder finds to be an object of one member, CutTagged takes apart in the same way.
+func TestCutTagged(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string][2]string{
+		`{"a":1}`:                              {"a", `1`},
+		" {\t\"a\" :\r\n [1,{\"b\":\"}\"}] } ": {"a", `[1,{"b":"}"}]`},
+		`{"\u0061\"":"x,\"}"}`:                 {`a"`, `"x,\"}"`},
+		`{"a":{"b":1,"c":[2,3]}}`:              {"a", `{"b":1,"c":[2,3]}`},
+		`{"":""}`:                              {"", `""`},
+		`{"\\":null}`:                          {`\`, `null`},
+		`{"a":"\\"}`:                           {"a", `"\\"`},
+	} {
+		tag, body, err := CutTagged(Value(text))
+		if err != nil || tag != want[0] || string(body) != want[1] {
+			t.Errorf("%s: %q, %s, %v", text, tag, body, err)
+		}
+	}
+	for _, text := range []string{``, ` `, `{}`, ` { } `, `null`, `1`, `"{}"`, `[]`, `[{"a":1}]`, `{"a":1,"b":2}`, `{"a":{"b":1},"c":[]}`, `{"a":"x","b":"y"}`, `{"a":[1,2] , "b":3}`} {
+		if tag, body, err := CutTagged(Value(text)); err == nil {
+			t.Errorf("%s: %q, %s", text, tag, body)
+		}
+	}
+}
+
+// FuzzCutTagged compares with decoding into a map.
+func FuzzCutTagged(f *testing.F) {
+	for _, s := range []string{`{"a":1}`, `{"a":{"b":"}"}}`, `{"a":1,"b":2}`, `{"\u0061":"\\"}`, `{}`, `[{"a":1}]`, ` {"a" : [ 1 , 2 ] } `, `{"a":"\ud800"}`} {
+		f.Add([]byte(s))
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		if !Value(data).IsValid() {
+			return
+		}
+		var members map[string]Value
+		err := json.Unmarshal(data, &members)
+		one := err == nil && len(members) == 1
+		tag, body, err := CutTagged(Value(data))
+		if (err == nil) != one || one && string(members[tag]) != string(body) {
+			t.Errorf("%q: %q, %q, %v; decoded %v", data, tag, body, err, members)
+		}
+	})
 }
 
 func TestMarshalIndent(t *testing.T) {
