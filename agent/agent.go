@@ -37,6 +37,8 @@ type Config struct {
 	Features []string
 	// Socket, SSHSocket and StateDir are paths for StatusRequest to report.
 	Socket, SSHSocket, StateDir string
+	// Prompter asks for PINs where an operation needs one; nil asks nobody: the answer is 401 then.
+	Prompter Prompter
 	// Limits bound what clients take up. Zero members mean the defaults.
 	Limits Limits
 }
@@ -84,6 +86,7 @@ type Agent struct {
 	policy  policy.Policy
 	creds   credentialFunc
 	sshKeys atomic.Pointer[identities]
+	prompts prompts
 
 	deviceTurn chan struct{}                    // holds one value while a message about the device is answered
 	inside     atomic.Pointer[device.DigestSet] // see mayUnwrap; nil if the record cannot be read

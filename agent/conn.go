@@ -64,7 +64,7 @@ func (c *conn) answer(message []byte) error {
 	ctx, cancel := context.WithCancel(c.server.work)
 	defer cancel()
 	stop := watchHangup(c.net, cancel)
-	r := &request{Agent: c.server.Agent, kind: c.kind, peer: policy.Peer{UID: c.peer.UID}, owner: c}
+	r := &request{Agent: c.server.Agent, kind: c.kind, peer: policy.Peer{UID: c.peer.UID}, pid: c.peer.PID, owner: c}
 	c.reply = r.answer(ctx, append(c.reply[:0], 0, 0, 0, 0), message)
 	stop()
 	err := writeFrame(c.net, c.reply, c.server.limits.Write)

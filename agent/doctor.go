@@ -26,6 +26,7 @@ func (r *request) doctor(ctx context.Context, body strictjson.Value) ([]byte, er
 	}
 	out.Findings = append(out.Findings, r.rollbackFindings(ctx)...)
 	out.Findings = append(out.Findings, r.keyFindings()...)
+	out.Findings = append(out.Findings, r.promptFindings(ctx)...)
 	return strictjson.Marshal(out)
 }
 

@@ -498,5 +498,6 @@ func (r *request) status(_ context.Context, body strictjson.Value) ([]byte, erro
 		Keys:     len(snapshot.Entries()),
 		Tokens:   tokenInfos(r.ring.Tokens()),
 		Problems: problems,
+		Prompt:   r.promptInfo(),
 	})
 }

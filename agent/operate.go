@@ -149,7 +149,7 @@ func (r *request) grant(keyID string, op policy.Operation) (grant, error) {
 	if err := r.asking.admit(entry); err != nil {
 		return grant{}, err
 	}
-	return grant{entry, r.gate(snapshot, entry, op)}, nil
+	return grant{r.attend(entry, op), r.gate(snapshot, entry, op)}, nil
 }
 
 // auth offers a PIN to the key's token. It goes to one token only: another might count it as a

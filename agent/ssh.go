@@ -44,7 +44,8 @@ type request struct {
 	*Agent
 	kind   socketKind
 	peer   policy.Peer
-	owner  any // tells connections apart in the queues
+	pid    int32 // of the process that connected, for people
+	owner  any   // tells connections apart in the queues
 	asking askingKeys
 }
 
@@ -202,7 +203,7 @@ func (r *request) sshSignature(ctx context.Context, ask signRequest) ([]byte, er
 	if err != nil {
 		return nil, err
 	}
-	signature, err := entry.Sign(ctx, r.gate(ids.snapshot, entry, policy.SSH), token.SignRequest{
+	signature, err := r.attend(entry, policy.SSH).Sign(ctx, r.gate(ids.snapshot, entry, policy.SSH), token.SignRequest{
 		Scheme: how.scheme, Hash: how.hash, Message: ask.data,
 	})
 	if err != nil {

@@ -98,7 +98,7 @@ type KeyInfo struct {
 	Use        string
 	Token      string
 	Protection string // "token", "sealed (machine)", "sealed+PIN", "sealed+PCR" or "software"
-	PIN        string `json:",omitzero"` // the policies that were asked for when it was made, as in Home
+	PIN        string `json:",omitzero"` // the policies that were asked for when it was made, or found when it was taken over, as in Home
 	Touch      string `json:",omitzero"`
 	PCRs       string `json:",omitzero"`
 	Label      string `json:",omitzero"`
@@ -223,4 +223,18 @@ type StatusResponse struct {
 	Keys     int
 	Tokens   []TokenInfo `json:",omitzero"`
 	Problems []string    `json:",omitzero"`
+	Prompt   *PromptInfo `json:",omitzero"` // absent if nothing asks for PINs
+}
+
+// PromptInfo says which program asks for PINs, and who waits for an answer.
+type PromptInfo struct {
+	Program string
+	Waiting []PromptWait `json:",omitzero"`
+}
+
+// PromptWait is an operation that waits for a PIN.
+type PromptWait struct {
+	Token  string
+	KeyId  string // the key's UDF
+	Client string // for people
 }

@@ -40,7 +40,7 @@ var importRules = map[string]struct{ may, never []string }{
 	"hsm":                  {may: []string{module + "/token", module + "/keyshare", module + "/internal/rsapad", module + "/internal/secret", "github.com/miekg/pkcs11", "golang.org/x/sys/...", "C"}},
 	"agent": {
 		may: []string{module + "/token", module + "/keyshare", module + "/mesh", module + "/internal/attest", module + "/mesh/device", module + "/internal/devicestate", module + "/internal/keyfile", module + "/internal/keyring",
-			module + "/internal/peercred", module + "/internal/policy", module + "/internal/secret", module + "/internal/strictjson", "github.com/go-json-experiment/json/...", "golang.org/x/crypto/ssh/...", "golang.org/x/sys/..."},
+			module + "/internal/peercred", module + "/internal/policy", module + "/internal/prompt", module + "/internal/secret", module + "/internal/strictjson", "github.com/go-json-experiment/json/...", "golang.org/x/crypto/ssh/...", "golang.org/x/sys/..."},
 		never: []string{module + "/softkey/...", module + "/tpm/...", module + "/piv/...", module + "/hsm/...", module + "/cmd/..."},
 	},
 	"client": {

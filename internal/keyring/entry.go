@@ -37,7 +37,8 @@ type Entry struct {
 	// StateTokenAbsent, or "unreadable: " and why.
 	State string
 
-	slot *slot
+	slot  *slot
+	asker *Asker // nil for none; see Asking
 }
 
 // Part describes one of the keys whose sum an entry is.
@@ -108,11 +109,12 @@ func (e *Entry) Sign(ctx context.Context, gate Gate, req token.SignRequest) ([]b
 		return e.signSum(ctx, gate, req)
 	}
 	var signature []byte
-	err := e.slot.do(ctx, gate, e.slot.parts[0], func(key token.Key) (err error) {
+	err := e.do(ctx, gate, e.slot.parts[0], req.Auth, func(ctx context.Context, key token.Key, auth token.Auth) (err error) {
 		signer, ok := key.(token.Signer)
 		if !ok {
 			return e.cannot("sign")
 		}
+		req.Auth = auth
 		signature, err = signer.Sign(ctx, req)
 		return err
 	})
@@ -157,7 +159,8 @@ type agreement struct {
 
 func (e *Entry) agreePart(ctx context.Context, gate Gate, p *part, a agreement) (*keyshare.Point, error) {
 	var point *keyshare.Point
-	err := e.slot.do(ctx, gate, p, func(key token.Key) (err error) {
+	err := e.do(ctx, gate, p, a.auth, func(ctx context.Context, key token.Key, auth token.Auth) (err error) {
+		a.auth = auth
 		point, err = a.with(ctx, key)
 		return err
 	})
@@ -219,11 +222,12 @@ func (e *Entry) Decrypt(ctx context.Context, gate Gate, req token.DecryptRequest
 		return nil, e.refuse("decryption")
 	}
 	var plaintext []byte
-	err := e.slot.do(ctx, gate, e.slot.parts[0], func(key token.Key) (err error) {
+	err := e.do(ctx, gate, e.slot.parts[0], req.Auth, func(ctx context.Context, key token.Key, auth token.Auth) (err error) {
 		decrypter, ok := key.(token.Decrypter)
 		if !ok {
 			return e.cannot("decrypt RSA ciphertexts")
 		}
+		req.Auth = auth
 		plaintext, err = decrypter.Decrypt(ctx, req)
 		return err
 	})
@@ -240,7 +244,7 @@ func (e *Entry) Split(ctx context.Context, gate Gate, threshold int) ([]token.Sh
 		return nil, fmt.Errorf("split a composite key: %w", token.ErrUnsupported)
 	}
 	var shares []token.Share
-	err := e.slot.do(ctx, gate, e.slot.parts[0], func(key token.Key) (err error) {
+	err := e.do(ctx, gate, e.slot.parts[0], token.Auth{}, func(ctx context.Context, key token.Key, _ token.Auth) (err error) {
 		splitter, ok := key.(token.Splitter)
 		if !ok {
 			return e.cannot("be split")

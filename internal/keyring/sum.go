@@ -25,7 +25,7 @@ func (e *Entry) signSum(ctx context.Context, gate Gate, req token.SignRequest) (
 		if p.protection == token.ProtectionToken {
 			return nil, fmt.Errorf("sign with a sum that is partly in token %q: %w", p.tokenName, token.ErrUnsupported)
 		}
-		err := e.slot.do(ctx, gate, p, func(key token.Key) error {
+		err := e.do(ctx, gate, p, token.Auth{}, func(_ context.Context, key token.Key, _ token.Auth) error {
 			keys[i] = key
 			return nil
 		})
