@@ -55,16 +55,13 @@ func (t *Token) adopt(ctx context.Context, b *binding, name URI, u token.Use) (t
 	if !name.matches(b.info) {
 		return token.Created{}, fmt.Errorf("%w: the URI names another token", token.ErrBadRequest)
 	}
-	found, err := t.find(ctx, b, ckoPrivateKey, name.ID,
-		append([]uint64{ckaLabel, ckaSign, ckaDerive, ckaDecrypt}, publicAttributes...)...)
+	template := []attribute{number(ckaClass, ckoPrivateKey), yes(ckaToken)}
+	if name.Object != "" {
+		template = append(template, octets(ckaLabel, []byte(name.Object)))
+	}
+	private, err := t.findAll(ctx, b, template, name.ID, append([]uint64{ckaSign, ckaDerive, ckaDecrypt}, publicAttributes...))
 	if err != nil {
 		return token.Created{}, err
-	}
-	var private []object
-	for _, o := range found {
-		if name.Object == "" || string(o.value(ckaLabel)) == name.Object {
-			private = append(private, o)
-		}
 	}
 	switch {
 	case len(private) == 0:

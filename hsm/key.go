@@ -74,6 +74,9 @@ func (t *Token) checkObjects(ctx context.Context, b *binding, k kind, h handle, 
 // missing is the error for a private key that is not found. The token may have been lost unnoticed, or
 // the login, with the last session; then nothing private is found.
 func (t *Token) missing(ctx context.Context, b *binding) error {
+	if t.bound.Load() != b {
+		return ckrUserNotLoggedIn // somebody locked it meanwhile
+	}
 	if _, err := t.still(ctx, b); err != nil {
 		return err
 	}
@@ -231,6 +234,9 @@ func (k *key) call(ctx context.Context, auth token.Auth, what string, c call) (*
 			k.place.Store(nil)
 			k.token.copies.Delete(string(k.handle.id))
 			err = k.callAt(ctx, b, auth, c, &r)
+		}
+		if errors.Is(err, token.ErrNotFound) && k.token.bound.Load() != b {
+			return ckrUserNotLoggedIn // as in missing
 		}
 		return err
 	})

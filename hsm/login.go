@@ -8,6 +8,7 @@ import (
 	"crypto/subtle"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/mesh-agent/mesh-agent/internal/secret"
 	"github.com/mesh-agent/mesh-agent/token"
@@ -21,15 +22,20 @@ var (
 	ErrPINFinalTry = errors.New("one PIN try is left")
 )
 
-// rejected remembers the PIN that a token refused, as a keyed hash, so that it costs one try
+// rejected remembers the PINs that a token refused, as keyed hashes, so that each costs one try
 // however often it is offered.
 type rejected struct {
-	key, sum []byte
-	flagged  bool // the token showed by its flags that a try was lost
+	key     []byte
+	sums    [][]byte
+	flagged bool // the token showed by its flags that a try was lost
 }
 
+// maxRejected bounds the memory of refused PINs; a token takes fewer before it locks, if it ever does.
+const maxRejected = 32
+
 func (r *rejected) is(pin []byte) bool {
-	return r.sum != nil && hmac.Equal(r.hash(pin), r.sum)
+	sum := r.hash(pin)
+	return slices.ContainsFunc(r.sums, func(s []byte) bool { return hmac.Equal(s, sum) })
 }
 
 func (r *rejected) remember(pin []byte, flags uint64) {
@@ -37,9 +43,18 @@ func (r *rejected) remember(pin []byte, flags uint64) {
 		r.key = make([]byte, 32)
 		rand.Read(r.key)
 	}
-	r.sum = r.hash(pin)
 	r.flagged = flags&pinFlags != 0
+	if r.is(pin) {
+		return
+	}
+	if len(r.sums) == maxRejected {
+		r.sums = r.sums[1:]
+	}
+	r.sums = append(r.sums, r.hash(pin))
 }
+
+// forget is for when a PIN was right, or the token says that it was set anew.
+func (r *rejected) forget() { r.sums = nil }
 
 func (r *rejected) hash(pin []byte) []byte {
 	h := hmac.New(sha256.New, r.key)
@@ -125,10 +140,10 @@ func (t *Token) checkTriesLocked(ctx context.Context, b *binding, pin []byte) er
 		return pinError(token.ErrAuthWrong, now.flags)
 	}
 	if t.rejected.flagged && now.flags&pinFlags == 0 {
-		t.rejected.sum = nil // the PIN was right elsewhere, or was set anew
+		t.rejected.forget() // the PIN was right elsewhere, or was set anew
 	}
 	if t.rejected.is(pin) {
-		return pinError(token.ErrAuthWrong, now.flags)
+		return pinErrorOf(&token.AuthError{Reason: token.ErrAuthWrong, Detail: token.ErrRefused}, now.flags)
 	}
 	return nil
 }
@@ -151,22 +166,33 @@ func (t *Token) loginResultLocked(ctx context.Context, b *binding, pin []byte, e
 		return fmt.Errorf("%w: %w", pinError(token.ErrAuthWrong, flags), err)
 	}
 	if err == nil {
-		t.rejected.sum = nil
+		t.rejected.forget()
 	}
 	return err
 }
 
 // pinError says what a token's flags mean.
 func pinError(reason error, flags uint64) error {
-	e := &token.AuthError{Reason: reason, Kind: "PIN", TriesLeft: token.TriesUnknown}
+	return pinErrorOf(&token.AuthError{Reason: reason}, flags)
+}
+
+// pinErrorOf completes an error with what a token's flags mean.
+func pinErrorOf(e *token.AuthError, flags uint64) error {
+	e.Kind, e.TriesLeft = "PIN", token.TriesUnknown
+	add := func(detail error) {
+		if e.Detail != nil {
+			detail = fmt.Errorf("%w; %w", e.Detail, detail)
+		}
+		e.Detail = detail
+	}
 	switch {
 	case flags&ckfPINLocked != 0:
 		return fmt.Errorf("%w: the PIN is blocked; its administrator (SO) can set it anew", token.ErrLockedOut)
 	case flags&ckfPINFinalTry != 0:
 		e.TriesLeft = 1
-		return fmt.Errorf("%w: %w", e, ErrPINFinalTry)
+		add(ErrPINFinalTry)
 	case flags&ckfPINCountLow != 0:
-		return fmt.Errorf("%w: %w", e, ErrPINCountLow)
+		add(ErrPINCountLow)
 	}
 	return e
 }

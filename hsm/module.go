@@ -262,7 +262,7 @@ func (m *Module) call(ctx context.Context, c *child, request *call) (*reply, err
 	case err != nil:
 		return nil, err
 	case r.text != "":
-		return nil, errors.New(r.text)
+		return nil, fmt.Errorf("%w: %s", token.ErrFault, r.text)
 	case r.code != ckrOK:
 		return nil, r.code
 	}

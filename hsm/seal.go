@@ -123,13 +123,14 @@ func (t *Token) findSealKey(ctx context.Context, b *binding, auth token.Auth) (*
 			return nil, fmt.Errorf("this token has neither ECDH on P-256 nor RSA decryption: %w", token.ErrUnsupported)
 		}
 	}
-	found, err := t.find(ctx, b, ckoPublicKey, nil, append([]uint64{ckaLabel}, publicAttributes...)...)
+	template := []attribute{number(ckaClass, ckoPublicKey), yes(ckaToken), octets(ckaLabel, []byte(sealLabel))}
+	found, err := t.findAll(ctx, b, template, nil, publicAttributes)
 	if err != nil {
 		return nil, err
 	}
 	for _, o := range found {
 		public, err := k.public(o)
-		if err != nil || string(o.value(ckaLabel)) != sealLabel || len(o.value(ckaID)) == 0 {
+		if err != nil || len(o.value(ckaID)) == 0 {
 			continue
 		}
 		key, err := t.newSealKey(form, k, handle{serial: b.info.serial, id: o.value(ckaID)}, public)

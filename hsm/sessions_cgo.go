@@ -99,7 +99,7 @@ func (s *slot) release(h pkcs11.SessionHandle, err error) {
 		s.ctx.CloseSession(h)
 		s.open--
 	}
-	s.changed.Signal()
+	s.changed.Broadcast()
 }
 
 // openSession opens a session for writing, or for reading where the token allows no more.
@@ -134,11 +134,19 @@ func (s *slot) doAnchor(f func(pkcs11.SessionHandle) error) error {
 	return f(s.anchor)
 }
 
+// awaitAnchor waits until no operation is in the anchor. The caller holds mu.
+func (s *slot) awaitAnchor() {
+	for s.working {
+		s.changed.Wait()
+	}
+}
+
 // login presents the PIN once. If somebody is logged in, that says nothing of this PIN, and
 // so that login is ended first.
 func (s *slot) login(pin []byte) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.awaitAnchor()
 	if err := s.holdAnchor(); err != nil {
 		return err
 	}
@@ -163,6 +171,7 @@ func (s *slot) login(pin []byte) error {
 func (s *slot) logout() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.awaitAnchor()
 	if s.anchor == 0 {
 		return nil
 	}

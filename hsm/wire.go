@@ -2,7 +2,9 @@ package hsm
 
 import (
 	"encoding/binary"
-	"errors"
+	"fmt"
+
+	"github.com/mesh-agent/mesh-agent/token"
 )
 
 // The agent and its helper speak in packets: the number of a call, then the call; or the number of
@@ -91,7 +93,7 @@ type reply struct {
 	objects []object
 }
 
-var errFrame = errors.New("malformed packet")
+var errFrame = fmt.Errorf("%w: malformed packet", token.ErrFault)
 
 func appendOctets(b, v []byte) []byte {
 	b = binary.AppendUvarint(b, uint64(len(v)))

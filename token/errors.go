@@ -66,18 +66,32 @@ type AuthError struct {
 	Kind string
 	// TriesLeft before lockout, or TriesUnknown.
 	TriesLeft int
+	// Detail is what else is known; nil for nothing.
+	Detail error
 }
 
-// Error says what is needed and how many tries are left, if known.
+// ErrRefused is the AuthError.Detail of a PIN that is not presented because the device refused it before.
+var ErrRefused = errors.New("refused before, and not presented again")
+
+// Error says what is needed, how many tries are left, if known, and the detail.
 func (e *AuthError) Error() string {
-	if e.TriesLeft < 0 {
-		return fmt.Sprintf("%v (%s)", e.Reason, e.Kind)
+	text := fmt.Sprintf("%v (%s)", e.Reason, e.Kind)
+	if e.TriesLeft >= 0 {
+		text = fmt.Sprintf("%v, %d left", e.Reason, e.TriesLeft)
 	}
-	return fmt.Sprintf("%v, %d left", e.Reason, e.TriesLeft)
+	if e.Detail != nil {
+		text += ": " + e.Detail.Error()
+	}
+	return text
 }
 
-// Unwrap returns Reason.
-func (e *AuthError) Unwrap() error { return e.Reason }
+// Unwrap returns Reason and Detail.
+func (e *AuthError) Unwrap() []error {
+	if e.Detail == nil {
+		return []error{e.Reason}
+	}
+	return []error{e.Reason, e.Detail}
+}
 
 // LockoutError is ErrLockedOut with the time until PINs are taken again.
 type LockoutError struct {

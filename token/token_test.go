@@ -131,9 +131,13 @@ func TestErrors(t *testing.T) {
 		is   error
 		text string
 	}{
-		{&AuthError{ErrAuthNeeded, "PIN", TriesUnknown}, ErrAuthNeeded, "pin needed (PIN)"},
-		{&AuthError{ErrAuthWrong, "PIN", 2}, ErrAuthWrong, "pin wrong, 2 left"},
-		{&AuthError{ErrAuthWrong, "passphrase", 0}, ErrAuthWrong, "pin wrong, 0 left"},
+		{&AuthError{Reason: ErrAuthNeeded, Kind: "PIN", TriesLeft: TriesUnknown}, ErrAuthNeeded, "pin needed (PIN)"},
+		{&AuthError{Reason: ErrAuthWrong, Kind: "PIN", TriesLeft: 2}, ErrAuthWrong, "pin wrong, 2 left"},
+		{&AuthError{Reason: ErrAuthWrong, Kind: "passphrase", TriesLeft: 0}, ErrAuthWrong, "pin wrong, 0 left"},
+		{
+			&AuthError{Reason: ErrAuthWrong, Kind: "PIN", TriesLeft: TriesUnknown, Detail: ErrRefused}, ErrAuthWrong,
+			"pin wrong (PIN): refused before, and not presented again",
+		},
 		{&LockoutError{90*time.Second + 400*time.Millisecond}, ErrLockedOut, "token locked out for 90 s"},
 	} {
 		wrapped := fmt.Errorf("tpm: sign: %w", c.err)

@@ -121,7 +121,7 @@ func (p *pinState) offer(auth token.Auth) (*offer, error) {
 
 func (p *pinState) offerLocked(pin []byte) (*offer, error) {
 	if slices.Contains(p.refused, p.markLocked(pin)) {
-		return nil, fmt.Errorf("%w: not offered to the TPM again", pinError(token.ErrAuthWrong, token.TriesUnknown))
+		return nil, &token.AuthError{Reason: token.ErrAuthWrong, Kind: "PIN", TriesLeft: token.TriesUnknown, Detail: token.ErrRefused}
 	}
 	return &offer{object: p.object, value: pinValue(pin)}, nil
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/mesh-agent/mesh-agent/client"
+	"github.com/mesh-agent/mesh-agent/token"
 )
 
 // usageError is a command line that was not understood.
@@ -76,6 +77,8 @@ func adviceFor(command *cobra.Command, err error) string {
 		return hinted.hint
 	case errors.As(err, &usage):
 		return fmt.Sprintf("`%s --help` shows how", command.CommandPath())
+	case errors.As(err, &status) && strings.HasPrefix(status.Text, token.ErrAuthWrong.Error()):
+		return "a wrong PIN may cost a try: see how many are left by mesh-agent doctor; for a key file, check its passphrase"
 	case errors.As(err, &status):
 		return adviceForStatus[status.Status]
 	}

@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"sync"
 	"testing"
 )
@@ -73,6 +74,16 @@ func (f Fake) Heal(t testing.TB, function string) {
 	if err := os.Remove(filepath.Join(f.dir, function)); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// Shared returns which functions were called in a session while another one was there.
+func (f Fake) Shared(t testing.TB) []string {
+	t.Helper()
+	b, err := os.ReadFile(filepath.Join(f.dir, "shared"))
+	if err != nil && !os.IsNotExist(err) {
+		t.Fatal(err)
+	}
+	return strings.FieldsFunc(string(b), func(c rune) bool { return c == '\n' })
 }
 
 // Logins returns how often a PIN was presented.

@@ -78,6 +78,19 @@ func NSS(t testing.TB) Setup {
 		t.Fatal(err)
 	}
 	run(t, nil, "certutil", "-N", "-d", "sql:"+dir, "-f", file)
+	return nssIn(t, dir)
+}
+
+// NSSWithoutPIN makes a database of NSS whose keys no PIN protects.
+func NSSWithoutPIN(t testing.TB) Setup {
+	t.Helper()
+	dir := t.TempDir()
+	run(t, nil, "certutil", "-N", "-d", "sql:"+dir, "--empty-password")
+	return nssIn(t, dir)
+}
+
+func nssIn(t testing.TB, dir string) Setup {
+	t.Helper()
 	return Setup{
 		Path:      first(t, nssPaths),
 		Arguments: "configdir='sql:" + dir + "' certPrefix='' keyPrefix='' secmod='secmod.db' flags=",

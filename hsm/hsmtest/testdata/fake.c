@@ -6,10 +6,13 @@
 //   hang            the call does not return
 //   segfault        the call writes to address 0
 //   corrupt         the call flips a bit of its result (Sign, GetAttributeValue)
+//   lie 0x10        the call says that its result has this length, or that many elements
+//   swap            every other call returns the result of the first one (GetAttributeValue of a point)
 //
 // Other files: "flags" is OR-ed to the flags of every token; "serial" replaces its serial
 // number; "sessions" is how many sessions may be open; "tries" is how many wrong PINs are left, kept
-// up to date and shown in the token's flags. Each C_Login is noted in "logins" by one octet.
+// up to date and shown in the token's flags. Each C_Login is noted in "logins" by one octet, and each function
+// that is called in a session while another one is there, in "shared" by a line.
 #include <dlfcn.h>
 #include <pthread.h>
 #include <stdio.h>
@@ -20,7 +23,10 @@
 typedef unsigned long ulong_t;
 typedef ulong_t (*call_t)(ulong_t, ulong_t, ulong_t, ulong_t, ulong_t, ulong_t, ulong_t, ulong_t);
 
-enum { FUNCTIONS = 68, GET_FUNCTION_LIST = 3, TOKEN_INFO = 6, OPEN_SESSION = 12, CLOSE_SESSION = 13, LOGIN = 18, GET_ATTRIBUTE = 24, SIGN = 43 };
+enum {
+	FUNCTIONS = 68, GET_FUNCTION_LIST = 3, SLOT_LIST = 4, TOKEN_INFO = 6, MECHANISM_LIST = 7, OPEN_SESSION = 12, CLOSE_SESSION = 13, LOGIN = 18,
+	GET_ATTRIBUTE = 24, FIND_OBJECTS = 27, DECRYPT = 34, SIGN = 43, GENERATE_PAIR = 59, DERIVE = 62,
+};
 
 struct list { unsigned char version[2]; call_t f[FUNCTIONS]; };
 struct token_info { char label[32], manufacturer[32], model[16], serial[16]; ulong_t flags; };
@@ -126,7 +132,56 @@ static ulong_t log_in(ulong_t a, ulong_t b, ulong_t c, ulong_t d) {
 	return code;
 }
 
+// lie tells a length or a number that is not so.
+static void lie(int i, ulong_t told, ulong_t c, ulong_t d, ulong_t e, ulong_t g, ulong_t h) {
+	ulong_t *where = NULL;
+	switch (i) {
+	case SLOT_LIST: case MECHANISM_LIST: where = (ulong_t *)c; break;
+	case FIND_OBJECTS: where = (ulong_t *)d; break;
+	case SIGN: case DECRYPT: case DERIVE: where = (ulong_t *)e; break;
+	case GENERATE_PAIR: *(ulong_t *)g = told; where = (ulong_t *)h; break;
+	case GET_ATTRIBUTE:
+		for (ulong_t n = 0; n < d; n++) ((struct attribute *)c)[n].length = told;
+	}
+	if (where) *where = told;
+}
+
+// swap gives the point that was asked for first instead of every other one.
+static void swap(struct attribute *t, ulong_t n) {
+	static unsigned char first[512];
+	static ulong_t length, calls;
+	for (; n > 0; n--, t++) {
+		if (t->type != 0x181 || !t->value || t->length > sizeof first) continue;
+		if (length == 0) memcpy(first, t->value, length = t->length);
+		if (++calls % 2 == 0 && t->length == length) memcpy(t->value, first, length);
+	}
+}
+
+// enter notes that a function is in a session, and leave that it is not any more.
+static int inside[4096];
+
+static void enter(int i, ulong_t session) {
+	int other = __sync_lock_test_and_set(&inside[session % 4096], i);
+	if (other) {
+		char line[128];
+		snprintf(line, sizeof line, "%s and %s\n", names[other], names[i]);
+		pthread_mutex_lock(&lock);
+		write_file("shared", "a", line);
+		pthread_mutex_unlock(&lock);
+	}
+}
+
+static ulong_t call(int i, ulong_t a, ulong_t b, ulong_t c, ulong_t d, ulong_t e, ulong_t f, ulong_t g, ulong_t h);
+
 static ulong_t handle(int i, ulong_t a, ulong_t b, ulong_t c, ulong_t d, ulong_t e, ulong_t f, ulong_t g, ulong_t h) {
+	int in_session = i == CLOSE_SESSION || i > CLOSE_SESSION + 1;
+	if (in_session) enter(i, a);
+	ulong_t code = call(i, a, b, c, d, e, f, g, h);
+	if (in_session) __sync_lock_release(&inside[a % 4096]);
+	return code;
+}
+
+static ulong_t call(int i, ulong_t a, ulong_t b, ulong_t c, ulong_t d, ulong_t e, ulong_t f, ulong_t g, ulong_t h) {
 	ulong_t code = 0;
 	int corrupt = 0;
 	if (obey(i, &code, &corrupt)) return code;
@@ -138,6 +193,12 @@ static ulong_t handle(int i, ulong_t a, ulong_t b, ulong_t c, ulong_t d, ulong_t
 	if (i == CLOSE_SESSION) __sync_fetch_and_sub(&open_sessions, 1);
 	code = real->f[i](a, b, c, d, e, f, g, h);
 	if (code) return code;
+	char command[64];
+	ulong_t told;
+	if (read_file(names[i], command, sizeof command)) {
+		if (sscanf(command, "lie %lx", &told) == 1) lie(i, told, c, d, e, g, h);
+		if (i == GET_ATTRIBUTE && !strncmp(command, "swap", 4)) swap((struct attribute *)c, d);
+	}
 	if (i == TOKEN_INFO) edit_token((struct token_info *)b);
 	if (corrupt && i == SIGN && d) ((unsigned char *)d)[*(ulong_t *)e / 2] ^= 1;
 	if (corrupt && i == GET_ATTRIBUTE && d == 1) {
