@@ -139,12 +139,10 @@ func (r *request) adoptSlot(ctx context.Context, req mesh.KeyImportRequest, h ho
 	switch {
 	case h.place.Overwrite:
 		return nil, malformed("OverwriteSlot", "taking over a key leaves its slot as it is")
-	case h.policy != token.Policy{}:
-		return nil, malformed("PIN", "the policy of the key in a slot was set when it was made")
 	case h.use == token.UseSplit:
 		return nil, malformed("Use", "a key in a token cannot be split")
 	}
-	entry, existed, err := r.ring.Adopt(ctx, r.manageGate, keyring.AdoptSpec{Token: h.token, Use: h.use, Label: req.Label, Slot: h.place.Slot})
+	entry, existed, err := r.ring.Adopt(ctx, r.manageGate, keyring.AdoptSpec{Token: h.token, Use: h.use, Label: req.Label, Slot: h.place.Slot, Policy: h.policy})
 	if err != nil {
 		return nil, err
 	}

@@ -34,7 +34,7 @@ func (t *Token) Open(ctx context.Context, req token.OpenRequest) (token.Key, err
 	if err != nil {
 		return nil, err
 	}
-	k, err := newKey(t, h, req, m.Policy)
+	k, err := newKey(t, h, req, h.policyOr(m.Policy))
 	if err != nil {
 		return nil, fmt.Errorf("%s: open key: %w: %w", Name(t.options.Serial), token.ErrCorrupt, err)
 	}

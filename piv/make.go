@@ -292,6 +292,7 @@ func isTombstone(p token.PublicKey) bool {
 // Adopt takes over the key that another program put into the slot req.Slot, "9a" for example.
 // The slot is left as it is. Errors: token.ErrBadRequest (no such slot), token.ErrNotFound (it is
 // empty), token.ErrUnsupported (a key that cannot have this use, or that Seal made), token.ErrAbsent, token.ErrReplaced.
+// The policies of the key are in Created.Policy. Of a key that was imported into a card without metadata they must be in the request.
 func (t *Token) Adopt(ctx context.Context, req token.AdoptRequest) (token.Created, error) {
 	return do(ctx, t, "adopt key", func(ctx context.Context, s *session) (token.Created, error) {
 		slot, err := applet.ParseSlot(req.Slot)
@@ -311,6 +312,34 @@ func (t *Token) Adopt(ctx context.Context, req token.AdoptRequest) (token.Create
 		} else if seals {
 			return token.Created{}, fmt.Errorf("this key opens what the agent sealed, and does nothing else: %w", token.ErrUnsupported)
 		}
-		return s.created(handle{slot: slot, found: true}, m.Public, req.Use, req.Associated), nil
+		h := handle{slot: slot, found: true}
+		if m.Policy == (token.Policy{}) {
+			h.policy = req.Policy
+		}
+		policy, err := adoptedPolicy(m.Policy, req.Policy)
+		if err != nil {
+			return token.Created{}, err
+		}
+		created := s.created(h, m.Public, req.Use, req.Associated)
+		created.Policy = policy
+		return created, nil
 	})
+}
+
+// ErrPolicyUnknown says that the card does not tell when a key wants the PIN and a touch. It is inside
+// token.ErrBadRequest.
+var ErrPolicyUnknown = errors.New("the card does not tell when this key wants its PIN and a touch; both must be given")
+
+// adoptedPolicy compares what a card tells of a key's policies with what the request says.
+func adoptedPolicy(told, asked token.Policy) (token.Policy, error) {
+	if told == (token.Policy{}) {
+		if asked.PIN == token.PINDefault || asked.Touch == token.TouchDefault {
+			return asked, fmt.Errorf("%w: %w", token.ErrBadRequest, ErrPolicyUnknown)
+		}
+		return asked, nil
+	}
+	if asked.PIN != token.PINDefault && asked.PIN != told.PIN || asked.Touch != token.TouchDefault && asked.Touch != told.Touch {
+		return told, fmt.Errorf("%w: the key wants its PIN %s and a touch %s", token.ErrBadRequest, told.PIN, told.Touch)
+	}
+	return told, nil
 }

@@ -302,59 +302,6 @@ func TestSlots(t *testing.T) {
 	wantAll(t, "full card", err, ErrFull)
 }
 
-// TestAdopt takes over what another program made.
-func TestAdopt(t *testing.T) {
-	t.Parallel()
-	b := newBench(t, pivtest.Config{}, Options{})
-	ctx := t.Context()
-	if _, err := b.card.Generate(0x9A, 0x11, 2, 1); err != nil {
-		t.Fatal(err)
-	}
-	c, err := b.token.Adopt(ctx, token.AdoptRequest{Slot: "9a", Use: token.UseSSH})
-	if err != nil {
-		t.Fatal(err)
-	}
-	k, err := b.token.Open(ctx, token.OpenRequest{Handle: c.Handle, Public: c.Public, Use: token.UseSSH})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := sign(ctx, k.(token.Signer), token.Auth{}); err != nil {
-		t.Error(err)
-	}
-	for _, c := range []struct {
-		req  token.AdoptRequest
-		want error
-	}{
-		{token.AdoptRequest{Slot: "9c", Use: token.UseSSH}, token.ErrNotFound},
-		{token.AdoptRequest{Slot: "f9", Use: token.UseSSH}, token.ErrBadRequest},
-		{token.AdoptRequest{Use: token.UseSSH}, token.ErrBadRequest},
-		{token.AdoptRequest{Slot: "9a", File: []byte("x"), Use: token.UseSSH}, token.ErrBadRequest},
-		{token.AdoptRequest{Slot: "9a", Use: token.UseSplit}, token.ErrUnsupported},
-	} {
-		_, err := b.token.Adopt(ctx, c.req)
-		wantAll(t, "adopt "+c.req.Slot, err, c.want)
-	}
-	for _, overwritten := range []string{"while connected", "while idle"} {
-		if _, err := b.card.Generate(0x9A, 0x11, 2, 1); err != nil {
-			t.Fatal(err)
-		}
-		wantAll(t, "key of a slot overwritten "+overwritten, sign(ctx, k.(token.Signer), token.Auth{}), token.ErrNotFound)
-		b.idle(t)
-	}
-	_, err = b.token.Open(ctx, token.OpenRequest{Handle: c.Handle, Public: c.Public, Use: token.UseSSH})
-	wantAll(t, "open of an overwritten slot", err, token.ErrNotFound)
-	again, err := b.token.Adopt(ctx, token.AdoptRequest{Slot: "9a", Use: token.UseSSH})
-	if err == nil {
-		err = b.token.Delete(ctx, again.Handle)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := b.card.PublicKey(0x9A); err != nil {
-		t.Errorf("an adopted key was deleted: %v", err)
-	}
-}
-
 // TestFirmware uses cards of several firmware versions, which can do less.
 func TestFirmware(t *testing.T) {
 	t.Parallel()

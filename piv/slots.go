@@ -112,7 +112,7 @@ func (s *session) look(ctx context.Context, slot applet.Slot) (applet.Metadata, 
 
 // lookWithoutMetadata takes the public key from the card's attestation or, of keys that the
 // card did not generate, from the slot's certificate. The policies are in an attestation only;
-// otherwise they are taken for those that slots have by themselves.
+// cards before version 4 have none but those of the slots.
 func (s *session) lookWithoutMetadata(ctx context.Context, slot applet.Slot) (applet.Metadata, error) {
 	var status apdu.Status
 	cert, err := s.Attest(ctx, slot)
@@ -130,7 +130,11 @@ func (s *session) lookWithoutMetadata(ctx context.Context, slot applet.Slot) (ap
 		return applet.Metadata{}, err
 	}
 	public, err := certified(cert)
-	return applet.Metadata{Public: public, Policy: slotPolicy(slot)}, err
+	m := applet.Metadata{Public: public}
+	if !applet.HasPolicies(s.worker.version) {
+		m.Policy = slotPolicy(slot)
+	}
+	return m, err
 }
 
 func metadataOf(cert *x509.Certificate) (applet.Metadata, error) {

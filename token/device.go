@@ -39,6 +39,9 @@ type Adopter interface {
 type AdoptRequest struct {
 	File       []byte // as it is: a TSS2 PEM file
 	Slot       string // instead of a file, where the token has named places for keys
+	// Policy is what the key asks of its user, as far as the caller knows. A token that knows otherwise
+	// returns ErrBadRequest, as does one that cannot tell, needs to know, and is not told.
+	Policy     Policy
 	Use        Use
 	Associated []byte
 	Auth       Auth

@@ -92,6 +92,8 @@ type Created struct {
 	Public PublicKey
 	// Protection is what guards this key.
 	Protection Protection
+	// Policy is what an adopted key asks of its user; zero where the token knows of no such things.
+	Policy Policy
 }
 
 // GenerateRequest asks for a new key.

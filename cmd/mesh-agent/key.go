@@ -155,11 +155,27 @@ func listed(keys []mesh.KeyInfo) []mesh.KeyInfo {
 }
 
 func (a *app) printKeys(keys []mesh.KeyInfo) error {
-	rows := [][]string{{"UDF", "ALGORITHM", "USE", "TOKEN", "PROTECTION", "STATE", "LABEL"}}
+	rows := [][]string{{"UDF", "ALGORITHM", "USE", "TOKEN", "PROTECTION", "ASKS", "STATE", "LABEL"}}
 	for _, k := range keys {
-		rows = append(rows, []string{k.Udf, k.Algorithm, k.Use, k.Token, k.Protection, cmp.Or(k.State, "ready"), k.Label})
+		rows = append(rows, []string{k.Udf, k.Algorithm, k.Use, k.Token, k.Protection, asks(k), cmp.Or(k.State, "ready"), k.Label})
 	}
 	return a.printTable(rows)
+}
+
+// asks says what a key in a token asks of its user, as far as that was chosen or the token tells. What a sealed
+// key asks is in its protection.
+func asks(k mesh.KeyInfo) string {
+	var words []string
+	if strings.HasPrefix(k.Protection, "sealed") {
+		return ""
+	}
+	if k.PIN != "" && k.PIN != "none" {
+		words = append(words, "PIN "+k.PIN)
+	}
+	if k.Touch != "" && k.Touch != "never" {
+		words = append(words, "touch "+k.Touch)
+	}
+	return strings.Join(words, ", ")
 }
 
 func newKeyShowCommand(a *app) *cobra.Command {

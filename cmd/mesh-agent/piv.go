@@ -37,7 +37,7 @@ func choosePIV(flags []uint, file []uint32) ([]uint32, error) {
 }
 
 // openPIV opens the tokens of PIV cards, which need not be there yet.
-func (a *app) openPIV(ctx context.Context, serials []uint32, log *slog.Logger) (tokens []token.Token, err error) {
+func (a *app) openPIV(ctx context.Context, s settings, log *slog.Logger) (tokens []token.Token, err error) {
 	defer func() {
 		if err != nil {
 			for _, t := range tokens {
@@ -46,17 +46,13 @@ func (a *app) openPIV(ctx context.Context, serials []uint32, log *slog.Logger) (
 			tokens = nil
 		}
 	}()
-	for _, serial := range serials {
-		t, err := piv.Open(ctx, piv.Options{Serial: serial, Socket: a.getenv("PCSCLITE_CSOCK_NAME"), Touch: func(_ context.Context, e piv.TouchEvent) {
-			if e.Waiting {
-				log.Info("waiting for touch", "token", e.Token, "slot", e.Slot, "touches", e.Touches)
-			}
-		}})
+	for _, serial := range s.piv {
+		t, err := piv.Open(ctx, piv.Options{Serial: serial, Socket: a.getenv("PCSCLITE_CSOCK_NAME"), Touch: touchNotice(s.prompter, log)})
 		if err != nil {
 			return tokens, err
 		}
 		tokens = append(tokens, t)
-		if s := t.Info().State; s == token.StateAbsent || s == token.StateReplaced {
+		if state := t.Info().State; state == token.StateAbsent || state == token.StateReplaced {
 			log.Warn("the PIV card is not there; it is found when it comes", "token", piv.Name(serial))
 		}
 		if err := a.unlockAtStart(ctx, t, log); err != nil {
@@ -122,7 +118,10 @@ func newKeyAdoptCommand(a *app) *cobra.Command {
 		Long: `Takes over the key in a slot of a PIV card, which yubikey-agent, age-plugin-yubikey,
 yubico-piv-tool or another program put there, or a key in a PKCS#11 token, by its label or a
 URI with its id, its object (the label) or both. Prints its UDF. Card and token are left as
-they are, and the other program can go on using the key.`,
+they are, and the other program can go on using the key.
+
+When the key wants the PIN and a touch is as the other program chose it. A card tells; one with
+firmware before 5.3 does not of keys that were imported into it: then --pin and --touch say.`,
 		Example: `  mesh-agent key adopt --token piv:5700001 --slot 9a --use ssh
   mesh-agent key adopt --token hsm --slot 'pkcs11:object=mykey;id=%a1%b2' --use sign`,
 		Args: args(cobra.NoArgs),
@@ -134,7 +133,7 @@ they are, and the other program can go on using the key.`,
 			return a.with(c.Context(), func(conn *client.Client) error {
 				response, err := conn.KeyImport(c.Context(), request)
 				if err != nil {
-					return err
+					return explainAdopt(err)
 				}
 				return a.printMade(response, g)
 			})
@@ -143,10 +142,21 @@ they are, and the other program can go on using the key.`,
 	c.Flags().StringVar(&request.Token, "token", "", "`name` of the token, see `mesh-agent token list`")
 	c.Flags().StringVar(&request.Slot, "slot", "", "the `slot`: 9a, 9c, 9d, 9e or 82 to 95; of a PKCS#11 token: the key's label or URI")
 	c.Flags().StringVar(&request.Use, "use", "", useHelp)
+	c.Flags().StringVar(&request.PIN, "pin", "", "when the key wants the PIN, if the card does not tell: none, once or always")
+	c.Flags().StringVar(&request.Touch, "touch", "", "when the key wants a touch, if the card does not tell: never, cached or always")
 	c.Flags().StringVar(&request.Label, "label", "", "a `text` for people")
 	c.Flags().StringVar(&generation, "generation", "g1", "which UDF to print: g1 or g2")
 	required(c, "token", "slot", "use")
 	return c
+}
+
+// explainAdopt adds how to say what the card does not tell.
+func explainAdopt(err error) error {
+	var status *client.StatusError
+	if errors.As(err, &status) && status.Status == 400 && strings.Contains(status.Text, piv.ErrPolicyUnknown.Error()) {
+		return hint(err, "say it as the program that imported the key was told: --pin once --touch never, for example")
+	}
+	return err
 }
 
 // card opens a PIV card by the name of its token, or "piv" for the only one that is plugged in.

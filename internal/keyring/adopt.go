@@ -10,30 +10,25 @@ import (
 
 // AdoptSpec says which key of a token to take over from another program.
 type AdoptSpec struct {
-	Token string
-	Use   token.Use
-	Label string
-	File  []byte     // as token.AdoptRequest.File
-	Slot  string     // as token.AdoptRequest.Slot
-	Auth  token.Auth // the key's own PIN, if it has one
+	Token  string
+	Use    token.Use
+	Label  string
+	File   []byte       // as token.AdoptRequest.File
+	Slot   string       // as token.AdoptRequest.Slot
+	Policy token.Policy // as token.AdoptRequest.Policy
+	Auth   token.Auth   // the key's own PIN, if it has one
 }
 
 // Adopt takes over a key that another program made in a token. It counts as imported, because
 // what happened to it before is not known. existed is as that of Import. Deleting such a key
 // forgets it. Errors as token.Adopter and Import.
 func (k *Keyring) Adopt(ctx context.Context, gate Gate, spec AdoptSpec) (e *Entry, existed bool, err error) {
-	d := draft{use: spec.Use, label: spec.Label, tokenName: spec.Token, imported: true, adopted: true}
+	d := draft{use: spec.Use, label: spec.Label, tokenName: spec.Token, imported: true, adopted: true, policy: spec.Policy}
 	tok, err := k.beginAdopt(d)
 	if err != nil {
 		return nil, false, err
 	}
-	s, err := k.create(ctx, gate, d, tok, func() (token.Created, error) {
-		created, err := tok.Adopt(ctx, token.AdoptRequest{File: spec.File, Slot: spec.Slot, Use: d.use, Associated: d.associated(token.PublicKey{}), Auth: spec.Auth})
-		if err == nil {
-			err = d.use.Allows(created.Public.Algorithm)
-		}
-		return created, err
-	})
+	s, err := k.takeOver(ctx, gate, &d, tok, spec)
 	if err != nil {
 		return nil, false, err
 	}
@@ -54,6 +49,38 @@ func (k *Keyring) Adopt(ctx context.Context, gate Gate, spec AdoptSpec) (e *Entr
 	}
 	return e, false, nil
 }
+
+// takeOver has the token adopt the key. What that tells of the key's policies becomes part of the record, to
+// which the handle is bound, so that the token is asked once more then; it is left as it is each time.
+func (k *Keyring) takeOver(ctx context.Context, gate Gate, d *draft, tok tokenAdopter, spec AdoptSpec) (*slot, error) {
+	learned := false
+	for {
+		s, err := k.create(ctx, gate, *d, tok, func() (token.Created, error) {
+			created, err := tok.Adopt(ctx, token.AdoptRequest{
+				File: spec.File, Slot: spec.Slot, Policy: d.policy, Use: d.use, Associated: d.associated(token.PublicKey{}), Auth: spec.Auth,
+			})
+			switch {
+			case err != nil:
+				return created, err
+			case created.Policy == d.policy:
+				return created, d.use.Allows(created.Public.Algorithm)
+			case created.Policy == token.Policy{}:
+				return created, badField("PIN", errors.New("this token knows of no policies of the keys that it takes over"))
+			case learned:
+				return created, fmt.Errorf("%w: the key's policies change", token.ErrFault)
+			}
+			d.policy = created.Policy
+			return created, errLearned
+		})
+		if !errors.Is(err, errLearned) {
+			return s, err
+		}
+		learned = true
+	}
+}
+
+// errLearned says that the policies of a key are known now.
+var errLearned = errors.New("policies are known")
 
 // tokenAdopter is a token that takes over keys.
 type tokenAdopter interface {

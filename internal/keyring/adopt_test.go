@@ -14,7 +14,8 @@ import (
 // is generated when it is first adopted.
 type adopting struct {
 	*tokentest.Fake
-	held map[string]token.Created
+	held   map[string]token.Created
+	policy token.Policy // what the keys ask of their user
 }
 
 var (
@@ -23,7 +24,11 @@ var (
 )
 
 func (a adopting) Adopt(ctx context.Context, req token.AdoptRequest) (token.Created, error) {
-	if held, ok := a.held[string(req.File)]; ok {
+	name := string(req.File)
+	if a.policy != (token.Policy{}) {
+		name += string(req.Associated) // which the fake binds
+	}
+	if held, ok := a.held[name]; ok {
 		return held, nil
 	}
 	alg, err := token.ParseAlgorithm(string(req.File))
@@ -31,8 +36,9 @@ func (a adopting) Adopt(ctx context.Context, req token.AdoptRequest) (token.Crea
 		return token.Created{}, token.ErrBadKey
 	}
 	created, err := a.Generate(ctx, token.GenerateRequest{Algorithm: alg, Use: req.Use, Associated: req.Associated})
+	created.Policy = a.policy
 	if err == nil {
-		a.held[string(req.File)] = created
+		a.held[name] = created
 	}
 	return created, err
 }
@@ -44,7 +50,7 @@ func (a adopting) Export(handle []byte) ([]byte, error) {
 func TestAdopt(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
-	tpm := adopting{fakeTPM(), map[string]token.Created{}}
+	tpm := adopting{Fake: fakeTPM(), held: map[string]token.Created{}}
 	f := newRing(t, tpm, tokentest.NewFake(tokentest.FakeOptions{Name: "plain"}))
 	spec := AdoptSpec{Token: "tpm", Use: token.UseSign, Label: "old", File: []byte("P256")}
 	e, existed, err := f.Adopt(ctx, nil, spec)
@@ -67,6 +73,7 @@ func TestAdopt(t *testing.T) {
 		"use that it cannot have":    {func(s *AdoptSpec) { s.File = []byte("X25519") }, token.ErrUnsupported},
 		"token that takes over none": {func(s *AdoptSpec) { s.Token = "plain" }, token.ErrUnsupported},
 		"unknown token":              {func(s *AdoptSpec) { s.Token = "none" }, token.ErrNotFound},
+		"policy that nobody checks":  {func(s *AdoptSpec) { s.Policy.PIN = token.PINOnce }, token.ErrBadRequest},
 	} {
 		s := spec
 		c.change(&s)
@@ -81,9 +88,30 @@ func TestAdopt(t *testing.T) {
 	}
 }
 
+// TestAdoptPolicy has the record hold what the token tells of the policies, bound to the handle.
+func TestAdoptPolicy(t *testing.T) {
+	t.Parallel()
+	policy := token.Policy{PIN: token.PINAlways, Touch: token.TouchCached}
+	f := newRing(t, adopting{fakeTPM(), map[string]token.Created{}, policy})
+	for _, given := range []token.Policy{{}, policy} {
+		algorithm := map[token.Policy]string{{}: "P256", policy: "Ed25519"}[given]
+		e, existed, err := f.Adopt(t.Context(), nil, AdoptSpec{Token: "tpm", Use: token.UseSign, File: []byte(algorithm), Policy: given})
+		if err != nil || existed || e.Policy != policy {
+			t.Fatalf("adopt: %+v, %t, %v, want policy %v", e, existed, err, policy)
+		}
+		part := e.slot.record.Parts[0]
+		if part.PIN != "always" || part.Touch != "cached" {
+			t.Errorf("the record has PIN %q, touch %q", part.PIN, part.Touch)
+		}
+		if err := use(t, e, nil); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 func TestExport(t *testing.T) {
 	t.Parallel()
-	tpm := adopting{fakeTPM(), map[string]token.Created{}}
+	tpm := adopting{Fake: fakeTPM(), held: map[string]token.Created{}}
 	soft := tokentest.NewFake(tokentest.FakeOptions{Name: "soft", Protection: token.ProtectionSoftware})
 	f := newRing(t, tpm, soft)
 	e := f.generate(t, "tpm", token.P256, token.UseSign)

@@ -11,11 +11,14 @@ import (
 // HasMetadata reports whether a card of this version tells what is in its slots.
 func HasMetadata(v Version) bool { return v.AtLeast(5, 3) }
 
+// HasPolicies reports whether a card of this version lets each key have its own PIN and touch policy.
+func HasPolicies(v Version) bool { return v.AtLeast(4, 0) }
+
 // Metadata is what the card tells of the key in a slot.
 type Metadata struct {
 	Public    token.PublicKey
-	Policy    token.Policy
-	Generated bool // in the card, not imported
+	Policy    token.Policy // zero if the card does not tell
+	Generated bool         // in the card, not imported
 }
 
 // The data objects of metadata.

@@ -20,6 +20,26 @@ func touchPolicies() map[token.TouchPolicy]byte {
 	return map[token.TouchPolicy]byte{token.TouchNever: 1, token.TouchAlways: 2, token.TouchCached: 3}
 }
 
+// PolicyNumbers returns the numbers that the policies have on the card, 0 for a default.
+func PolicyNumbers(p token.Policy) (pin, touch byte) {
+	return pinPolicies()[p.PIN], touchPolicies()[p.Touch]
+}
+
+// NumberedPolicy returns the policies that have these numbers on the card, a default for others.
+func NumberedPolicy(pin, touch byte) (p token.Policy) {
+	for name, id := range pinPolicies() {
+		if id == pin {
+			p.PIN = name
+		}
+	}
+	for name, id := range touchPolicies() {
+		if id == touch {
+			p.Touch = name
+		}
+	}
+	return p
+}
+
 // encodePolicy encodes what a key shall ask for; a default is left to the card.
 func encodePolicy(p token.Policy) ([]byte, error) {
 	var b []byte
@@ -45,17 +65,7 @@ func parsePolicy(b []byte) (token.Policy, error) {
 	if len(b) != 2 {
 		return token.Policy{}, fmt.Errorf("%w: policy of %d octets", apdu.ErrMalformed, len(b))
 	}
-	var p token.Policy
-	for name, id := range pinPolicies() {
-		if id == b[0] {
-			p.PIN = name
-		}
-	}
-	for name, id := range touchPolicies() {
-		if id == b[1] {
-			p.Touch = name
-		}
-	}
+	p := NumberedPolicy(b[0], b[1])
 	if p.PIN == token.PINDefault || p.Touch == token.TouchDefault {
 		return token.Policy{}, fmt.Errorf("policies %02x %02x of the key: %w", b[0], b[1], token.ErrUnsupported)
 	}
