@@ -99,7 +99,7 @@ var replyTypes = map[string]func() any{
 // shown as the reply must come back.
 func TestProtocolPage(t *testing.T) {
 	t.Parallel()
-	a := newAgent(t, Limits{}, tokentest.NewFake(tokentest.FakeOptions{Name: "soft", Protection: token.ProtectionSoftware}),
+	a := newAgent(t, Limits{}, tokentest.NewFake(tokentest.FakeOptions{Name: "soft", Protection: token.ProtectionSoftware, Algorithms: token.Algorithms()}),
 		tokentest.NewSealingFake(tokentest.FakeOptions{Name: "tpm", Kind: "tpm", Algorithms: []token.Algorithm{token.P256}}))
 	a.config.Build = "v0.1.0"
 	examples := loadExamples(t, "../docs/protocol.md")

@@ -31,6 +31,10 @@ if [ "${1:-}" != demo ]; then
 	need opensc-tool opensc
 	need yubico-piv-tool yubico-piv-tool
 	need yubikey-agent yubikey-agent
+	need openssl openssl
+	need gpg gpg
+	need gpg-agent gpg-agent
+	need gpgconf gpgconf
 	need pinentry-curses pinentry-curses
 	need pinentry-tty pinentry-tty
 fi

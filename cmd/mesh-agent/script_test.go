@@ -48,6 +48,10 @@ func TestMain(m *testing.M) {
 //	extend DEVICE PCR      change a PCR of a simulator to which nobody is connected
 //	capture VAR            put what the last command printed in an environment variable
 //	sshd                   write sshd_config and ssh_config here, for a login by "ssh -F ssh_config here"
+//	gnupg                  give GnuPG a home until the script ends
+//	takecms FILE           write FILE.key, FILE.iv and FILE.body of a CMS message
+//	takepgp FILE           write FILE.key of an OpenPGP message
+//	takepgpsecret FILE OUT write the subkey of an exported OpenPGP key in PKCS #8
 //	activate SOCKET...     run "mesh-agent serve" by systemd-socket-activate; further words after -- are its flags
 func TestScript(t *testing.T) {
 	t.Parallel()
@@ -72,6 +76,11 @@ func TestScript(t *testing.T) {
 			"capture":   capture,
 			"sshd":      writeSSHD,
 			"activate":  activate,
+
+			"gnupg":         startGnuPG,
+			"takecms":       takeCMS,
+			"takepgp":       takePGP,
+			"takepgpsecret": takePGPSecret,
 		},
 	})
 }
