@@ -106,6 +106,9 @@ func (r *request) connection(account string, text strictjson.Value) (*administer
 	if slices.Contains(a.Answered, ask.MessageID) {
 		return nil, nil, &failure{statusState, "Request: it was answered already"}
 	}
+	if ask.Profile.Generation != a.profile.Generation {
+		return nil, nil, malformed("Request", "the device is of generation %v, the account of %v", ask.Profile.Generation, a.profile.Generation)
+	}
 	return a, ask, nil
 }
 
@@ -117,6 +120,9 @@ func (r *request) accountConnect(ctx context.Context, req mesh.AccountConnectReq
 	a, ask, err := r.connection(req.Account, req.Request)
 	if err != nil {
 		return nil, err
+	}
+	if err := rights(req).Check(a.profile.Generation); err != nil {
+		return nil, malformed("Stores", "%v", err)
 	}
 	if err := r.approve(ctx, a, ask, req); err != nil {
 		return nil, err
@@ -232,9 +238,6 @@ func (r *request) connector(a *administered) (device.Connector, error) {
 
 // connect makes the entry and the answer.
 func (r *request) connect(ctx context.Context, a *administered, ask *device.RequestConnection, req mesh.AccountConnectRequest) (*device.CatalogedDevice, strictjson.Value, error) {
-	if ask.Profile.Generation != a.profile.Generation {
-		return nil, nil, malformed("Request", "the device is of generation %v, the account of %v", ask.Profile.Generation, a.profile.Generation)
-	}
 	keys, err := r.grantedKeys(ctx, a, req)
 	if err != nil {
 		return nil, nil, err
@@ -263,8 +266,7 @@ func (r *request) connect(ctx context.Context, a *administered, ask *device.Requ
 
 // grantedKeys are those of the account that a device gets. For none the seed is not needed.
 func (r *request) grantedKeys(ctx context.Context, a *administered, req mesh.AccountConnectRequest) (*device.AccountActivation, error) {
-	rights := device.Rights{Super: req.Super, Administer: req.Administer, Common: !req.NoCommon, Stores: req.Stores}
-	if !rights.Super && !rights.Administer && !rights.Common && len(rights.Stores) == 0 {
+	if rights := rights(req); !rights.Super && !rights.Administer && !rights.Common && len(rights.Stores) == 0 {
 		return &device.AccountActivation{}, nil
 	}
 	seed, err := r.seed(ctx, a.Account)
@@ -272,11 +274,11 @@ func (r *request) grantedKeys(ctx context.Context, a *administered, req mesh.Acc
 		return nil, err
 	}
 	defer seed.Wipe()
-	keys, err := device.NewAccountActivation(seed, rights, a.profile.Generation)
-	if err != nil {
-		return nil, malformed("Stores", "%v", err)
-	}
-	return keys, nil
+	return device.NewAccountActivation(seed, rights(req), a.profile.Generation)
+}
+
+func rights(req mesh.AccountConnectRequest) device.Rights {
+	return device.Rights{Super: req.Super, Administer: req.Administer, Common: !req.NoCommon, Stores: req.Stores}
 }
 
 // accountRevoke answers AccountRevokeRequest. Revoking again gives the same statement.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 
 	"github.com/mesh-agent/mesh-agent/internal/strictjson"
 	"github.com/mesh-agent/mesh-agent/keyshare"
@@ -403,8 +404,23 @@ type Rights struct {
 	Stores []string
 }
 
+// Check refuses stores that an account of generation g does not have. The error is token.ErrBadRequest.
+func (r Rights) Check(g mesh.Generation) error {
+	all, administrators := Stores(g)
+	known := slices.Concat(all, administrators)
+	for _, name := range r.Stores {
+		if !slices.Contains(known, name) {
+			return fmt.Errorf("no store %.64q, there are %s: %w", name, strings.Join(known, ", "), token.ErrBadRequest)
+		}
+	}
+	return nil
+}
+
 // NewAccountActivation derives what rights grant from an account's seed. The caller wipes it.
 func NewAccountActivation(seed *mesh.Seed, r Rights, g mesh.Generation) (*AccountActivation, error) {
+	if err := r.Check(g); err != nil {
+		return nil, err
+	}
 	if r.Super {
 		octets := seed.Octets()
 		defer clear(octets)

@@ -1,0 +1,40 @@
+package agent
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/mesh-agent/mesh-agent/mesh"
+)
+
+// TestConnectKeepsPIN refuses what cannot be connected, or granted, before the PIN is used up.
+func TestConnectKeepsPIN(t *testing.T) {
+	t.Parallel()
+	admin, laptop, phone := newDeviceAgent(t), newDeviceAgent(t), newDeviceAgent(t)
+	var made mesh.AccountInitResponse
+	ask(t, admin, mesh.TagAccountInitRequest, mesh.AccountInitRequest{Home: mesh.Home{Token: "soft"}, Address: "alice@example.com"}, mesh.TagAccountInitResponse, &made)
+	var pin mesh.AccountPINResponse
+	ask(t, admin, mesh.TagAccountPINRequest, mesh.AccountPINRequest{}, mesh.TagAccountPINResponse, &pin)
+	request := func(a *Agent, generation string) []byte {
+		initDevice(t, a, mesh.DeviceInitRequest{Generation: generation})
+		var r mesh.DeviceConnectResponse
+		ask(t, a, mesh.TagDeviceConnectRequest, mesh.DeviceConnectRequest{Account: "alice@example.com", PIN: pin.PIN}, mesh.TagDeviceConnectResponse, &r)
+		return r.Request
+	}
+	g1, g2 := request(laptop, "g1"), request(phone, "g2")
+	for _, c := range []struct {
+		req  mesh.AccountConnectRequest
+		want string
+	}{
+		{mesh.AccountConnectRequest{Request: g2}, "Request: the device is of generation g2, the account of g1"},
+		{mesh.AccountConnectRequest{Request: g1, Stores: []string{"MMM_Contact", "Contact"}}, `Stores: no store "Contact", there are MMM_Contact, `},
+		{mesh.AccountConnectRequest{Request: g1, Stores: []string{"MMM_Device"}}, ""},
+		{mesh.AccountConnectRequest{Request: g1}, "Request: it was answered already"},
+	} {
+		var r mesh.AccountConnectResponse
+		ask(t, admin, mesh.TagAccountConnectRequest, c.req, mesh.TagAccountConnectResponse, &r)
+		if good := c.want == ""; good != (r.Status == mesh.StatusOK) || !good && !strings.HasPrefix(r.StatusDescription, c.want) {
+			t.Errorf("stores %v: %d %s, want %q", c.req.Stores, r.Status, r.StatusDescription, c.want)
+		}
+	}
+}
