@@ -66,18 +66,7 @@ func (r *request) accountAcknowledge(ctx context.Context, req mesh.AccountAcknow
 	if err != nil {
 		return nil, err
 	}
-	text, err := acknowledged.Marshal()
-	if err != nil {
-		return nil, err
-	}
-	e := &mesh.Envelope{Body: text}
-	envelope, err := e.Marshal()
-	if err != nil {
-		return nil, err
-	}
-	answer, err := strictjson.Marshal(map[string]connectResponse{"ConnectResponse": {
-		EnvelopedAcknowledgeConnection: envelope, EnvelopedProfileAccount: a.Profile,
-	}})
+	answer, err := (&device.ConnectResponse{Acknowledged: acknowledged, Account: a.profile}).Marshal()
 	if err != nil {
 		return nil, err
 	}

@@ -7,23 +7,6 @@ import (
 	"github.com/mesh-agent/mesh-agent/mesh"
 )
 
-// FuzzConnectResponse has no answer to a request make the agent panic, or accept a profile that
-// does not verify.
-func FuzzConnectResponse(f *testing.F) {
-	f.Add([]byte(`{"ConnectResponse":{"EnvelopedAcknowledgeConnection":[{},""],"EnvelopedProfileAccount":[{},""]}}`))
-	f.Add([]byte(`{"EnvelopedAcknowledgeConnection":[{},""],"EnvelopedProfileAccount":[{},"e30"]}`))
-	f.Add([]byte(`[]`))
-	f.Fuzz(func(t *testing.T, data []byte) {
-		if strictjson.Valid(data) != nil {
-			return
-		}
-		text, account, err := parseConnectResponse(data)
-		if err == nil && (account == nil || len(account.Roots) == 0 || text == nil) {
-			t.Errorf("%s: accepted without a root", data)
-		}
-	})
-}
-
 // FuzzApplicationCatalog has no entry of a catalog make the agent panic.
 func FuzzApplicationCatalog(f *testing.F) {
 	f.Add([]byte(`{"CatalogedApplicationSsh":{"ClientKey":{"PublicParameters":{"PublicKeyECDH":{"crv":"X25519","Public":"CQAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"}}}}}`))

@@ -10,7 +10,6 @@ import (
 	"unicode"
 
 	"github.com/mesh-agent/mesh-agent/internal/devicestate"
-	"github.com/mesh-agent/mesh-agent/internal/strictjson"
 	"github.com/mesh-agent/mesh-agent/mesh"
 	"github.com/mesh-agent/mesh-agent/mesh/device"
 )
@@ -60,40 +59,6 @@ func checkAddress(address string) error {
 	return nil
 }
 
-// connectResponse is the Mesh's answer to a request for connection, as far as it is looked at.
-type connectResponse struct {
-	EnvelopedAcknowledgeConnection strictjson.Value
-	EnvelopedProfileAccount        strictjson.Value
-
-	Other strictjson.Value `json:",embed"`
-}
-
-// parseConnectResponse reads {"ConnectResponse":{...}} or what is in it.
-func parseConnectResponse(text strictjson.Value) (acknowledge strictjson.Value, account *device.ProfileUser, err error) {
-	const member = "ConnectResponse"
-	var w connectResponse
-	if tag, inner, err := cutTagged(text); err == nil && tag == member {
-		text = inner
-	}
-	if text.Kind() != '{' {
-		return nil, nil, malformed(member, "object expected")
-	}
-	if err := strictjson.Unmarshal(text, &w); err != nil {
-		return nil, nil, memberError(member, err)
-	}
-	if w.EnvelopedAcknowledgeConnection == nil || w.EnvelopedProfileAccount == nil {
-		return nil, nil, malformed(member, "EnvelopedAcknowledgeConnection and EnvelopedProfileAccount expected")
-	}
-	e, err := mesh.ParseEnvelope(w.EnvelopedProfileAccount)
-	if err != nil {
-		return nil, nil, malformed(member, "EnvelopedProfileAccount: %v", err)
-	}
-	if account, err = device.ParseProfileUser(e, time.Now()); err != nil {
-		return nil, nil, malformed(member, "EnvelopedProfileAccount: %v", err)
-	}
-	return w.EnvelopedAcknowledgeConnection, account, nil
-}
-
 // deviceWitness answers DeviceWitnessRequest. The witness is computed here, from the own profile
 // and the own nonce: what the other side says it is does not matter.
 func (r *request) deviceWitness(ctx context.Context, req mesh.DeviceWitnessRequest) (any, error) {
@@ -101,14 +66,11 @@ func (r *request) deviceWitness(ctx context.Context, req mesh.DeviceWitnessReque
 	if err != nil {
 		return nil, err
 	}
-	text, account, err := parseConnectResponse(req.ConnectResponse)
+	c, err := device.ParseConnectResponse(req.ConnectResponse, time.Now())
 	if err != nil {
-		return nil, err
+		return nil, malformed("ConnectResponse", "%v", err)
 	}
-	acknowledged, err := device.ParseAcknowledgeConnection(text, account, time.Now())
-	if err != nil {
-		return nil, malformed("ConnectResponse", "EnvelopedAcknowledgeConnection: %v", err)
-	}
+	acknowledged, account := c.Acknowledged, c.Account
 	i := slices.IndexFunc(id.Requests, func(q devicestate.Request) bool { return q.MessageID == acknowledged.Request.MessageID })
 	if i < 0 {
 		return nil, &failure{statusNotFound, "ConnectResponse: it answers no request of this device that waits"}

@@ -65,7 +65,7 @@ func (a *app) recipientIn(ctx context.Context, data strictjson.Value) (token.Pub
 	now := time.Now()
 	if data.Kind() != '[' {
 		if entry, err := device.ParseCatalogedDevice(data); err == nil && entry.ConnectionDevice != nil {
-			found, err := verifyCatalog(data, "", "", false)
+			found, err := verifier{}.catalog(entry, nil)
 			if err != nil {
 				return token.PublicKey{}, err
 			}

@@ -17,7 +17,6 @@ import (
 	"github.com/mesh-agent/mesh-agent/client"
 	"github.com/mesh-agent/mesh-agent/internal/strictjson"
 	"github.com/mesh-agent/mesh-agent/mesh"
-	"github.com/mesh-agent/mesh-agent/token"
 )
 
 // octets are written in hex in the vectors.
@@ -303,57 +302,5 @@ func signVector(p program, v vector) {
 	p.operate(mesh.TagOperationSign, mesh.OperationSign{KeyId: udf, Data: mesh.Binary(v.SignedOctets)}, mesh.TagResultSign, &result)
 	if !bytes.Equal(result.Signature, v.Signature) {
 		p.Errorf("%s: signature %x, want %x", v.Alg, result.Signature, v.Signature)
-	}
-}
-
-// TestCompositeTrapThroughProgram signs with a key that has no prefix of RFC 8032, the sum of two. The
-// published signature derives its nonce from what everybody knows and gives the key away.
-func TestCompositeTrapThroughProgram(t *testing.T) {
-	t.Parallel()
-	names, err := filepath.Glob("../../mesh/testdata/composite-signature-trap-*.json")
-	if err != nil || len(names) == 0 {
-		t.Fatalf("no fixtures: %v", err)
-	}
-	p := startProgram(t)
-	for _, name := range names {
-		var f struct {
-			Input struct {
-				Scalar  octets `json:"combined_scalar_le_hex"`
-				Public  string `json:"combined_public"`
-				Message octets `json:"message_hex"`
-			}
-			Expect struct {
-				Insecure octets `json:"insecure_signature_hex"`
-			}
-		}
-		data, err := os.ReadFile(name)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := json.Unmarshal(data, &f); err != nil {
-			t.Fatal(err)
-		}
-		public, err := strictjson.DecodeBase64([]byte(f.Input.Public))
-		if err != nil {
-			t.Fatal(err)
-		}
-		key := token.PublicKey{Algorithm: token.Ed448, Octets: public}
-		if !mesh.VerifySignature(key, f.Input.Message, f.Expect.Insecure) {
-			t.Errorf("%s: the published signature does not verify", name)
-		}
-		udf := p.imported(seedKey("Ed448z", f.Input.Scalar), "sign")
-		seen := map[string]bool{string(f.Expect.Insecure[:57]): true}
-		for range 3 {
-			var result mesh.ResultSign
-			p.operate(mesh.TagOperationSign, mesh.OperationSign{KeyId: udf, Data: mesh.Binary(f.Input.Message)}, mesh.TagResultSign, &result)
-			if !mesh.VerifySignature(key, f.Input.Message, result.Signature) {
-				t.Errorf("%s: signature does not verify", name)
-			}
-			if r := string(result.Signature[:57]); seen[r] {
-				t.Errorf("%s: R was used before", name)
-			} else {
-				seen[r] = true
-			}
-		}
 	}
 }

@@ -241,6 +241,8 @@ func FuzzParseActivation(f *testing.F) {
 func FuzzParseMessages(f *testing.F) {
 	f.Add([]byte(`{"CatalogedDevice":{"DeviceUdf":"M","EnvelopedProfileUser":[{},""],"ApplicationEntries":[{"ApplicationEntrySsh":{"Identifier":"a"}}]}}`))
 	f.Add([]byte(`{"RespondConnection":{"MessageId":"N","Result":"Accept","CatalogedDevice":{}}}`))
+	f.Add([]byte(`{"ConnectResponse":{"EnvelopedAcknowledgeConnection":[{},""],"EnvelopedProfileAccount":[{},""]}}`))
+	f.Add([]byte(`{"EnvelopedAcknowledgeConnection":[{},""],"EnvelopedProfileAccount":[{},"e30"]}`))
 	f.Add([]byte(`{"RequestConnection":{"MessageId":"N","ClientNonce":"AAAAAAAAAAAAAAAAAAAAAA","AuthenticatedData":[{},""]}}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		if c, err := ParseCatalogedDevice(data); err == nil {
@@ -261,6 +263,9 @@ func FuzzParseMessages(f *testing.F) {
 		}
 		if r, err := ParseRequestConnection(data, now); err == nil && r.Profile == nil {
 			t.Fatal("a request without profile")
+		}
+		if c, err := ParseConnectResponse(data, now); err == nil && (len(c.Account.Roots) == 0 || c.Acknowledged.Request == nil) {
+			t.Fatal("an answer without root or request")
 		}
 	})
 }

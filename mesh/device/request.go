@@ -306,6 +306,63 @@ func ParseAcknowledgeConnection(data []byte, account *ProfileUser, now time.Time
 	return a, nil
 }
 
+// TagConnectResponse is the tag of a ConnectResponse.
+const TagConnectResponse = "ConnectResponse"
+
+// ConnectResponse is a service's answer to a request for connection, as far as it is looked at: the
+// acknowledgement, and the profile of the account.
+type ConnectResponse struct {
+	Acknowledged *AcknowledgeConnection
+	Account      *ProfileUser
+}
+
+type wireConnectResponse struct {
+	EnvelopedAcknowledgeConnection *mesh.Envelope `json:",omitzero"`
+	EnvelopedProfileAccount        *mesh.Envelope `json:",omitzero"`
+
+	Other strictjson.Value `json:",embed"`
+}
+
+// ParseConnectResponse reads {"ConnectResponse":{...}} or a bare object. The account's profile and that
+// of the device are validated, and the witness is recomputed. Whose they are it does not know.
+func ParseConnectResponse(data []byte, now time.Time) (*ConnectResponse, error) {
+	body := strictjson.Value(data)
+	if tagged, err := mesh.DecodeBody(data); err == nil && tagged.Tag == TagConnectResponse {
+		body = tagged.Body
+	}
+	var w wireConnectResponse
+	if err := decode(body, &w); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrRequest, err)
+	}
+	if w.EnvelopedAcknowledgeConnection == nil || w.EnvelopedProfileAccount == nil {
+		return nil, fmt.Errorf("%w: EnvelopedAcknowledgeConnection and EnvelopedProfileAccount expected", ErrRequest)
+	}
+	account, err := ParseProfileUser(w.EnvelopedProfileAccount, now)
+	if err != nil {
+		return nil, fmt.Errorf("%w: EnvelopedProfileAccount: %w", ErrRequest, err)
+	}
+	text, err := w.EnvelopedAcknowledgeConnection.Marshal()
+	if err != nil {
+		return nil, err
+	}
+	acknowledged, err := ParseAcknowledgeConnection(text, account, now)
+	if err != nil {
+		return nil, fmt.Errorf("EnvelopedAcknowledgeConnection: %w", err)
+	}
+	return &ConnectResponse{acknowledged, account}, nil
+}
+
+// Marshal writes {"ConnectResponse":{...}}.
+func (c *ConnectResponse) Marshal() ([]byte, error) {
+	text, err := c.Acknowledged.Marshal()
+	if err != nil {
+		return nil, err
+	}
+	return strictjson.Marshal(map[string]wireConnectResponse{TagConnectResponse: {
+		EnvelopedAcknowledgeConnection: &mesh.Envelope{Body: text}, EnvelopedProfileAccount: c.Account.Envelope,
+	}})
+}
+
 // EnvelopeID returns the EnvelopeId of a message: a digest of its MessageId.
 func EnvelopeID(messageID string) (string, error) {
 	return messageName(messageID, "application/mmm/envelopeid")
