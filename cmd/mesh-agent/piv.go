@@ -55,9 +55,6 @@ func (a *app) openPIV(ctx context.Context, s settings, log *slog.Logger) (tokens
 		if state := t.Info().State; state == token.StateAbsent || state == token.StateReplaced {
 			log.Warn("the PIV card is not there; it is found when it comes", "token", piv.Name(serial))
 		}
-		if err := a.unlockAtStart(ctx, t, log); err != nil {
-			return tokens, err
-		}
 	}
 	return tokens, nil
 }

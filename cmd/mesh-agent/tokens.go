@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"github.com/mesh-agent/mesh-agent/internal/config"
 	"github.com/mesh-agent/mesh-agent/token"
@@ -57,7 +56,7 @@ func (a *app) openTokens(ctx context.Context, s settings, log *slog.Logger) (tok
 		return tokens, err
 	}
 	tokens = append(tokens, modules...)
-	cards, err := a.openPIV(ctx, s.piv, log)
+	cards, err := a.openPIV(ctx, s, log)
 	if err != nil {
 		return tokens, err
 	}
@@ -71,7 +70,7 @@ func (a *app) openTokens(ctx context.Context, s settings, log *slog.Logger) (tok
 	}
 	for _, t := range tokens {
 		if u, ok := t.(unlocker); ok {
-			if err := a.unlockAtStart(ctx, u, log); err != nil {
+			if err := a.unlockAtStart(ctx, s.state, u, log); err != nil {
 				return tokens, err
 			}
 		}
@@ -95,45 +94,4 @@ func (a *app) openTPM(ctx context.Context, s settings, log *slog.Logger) (*tpm.T
 		log.Warn("the TPM is another one, was cleared, or something is between", "device", s.tpm.device)
 	}
 	return t, nil
-}
-
-// unlocker is a token that waits for its PIN.
-type unlocker interface {
-	token.Token
-	token.Unlocker
-}
-
-// pinCredential is the name of the credential with a token's PIN: that of the token, in the
-// characters that credentials may have, and -pin.
-func pinCredential(name string) string {
-	return strings.Map(func(c rune) rune {
-		if 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || c == '.' || c == '_' {
-			return c
-		}
-		return '-'
-	}, name) + "-pin"
-}
-
-// unlockAtStart presents the PIN that systemd passes as a credential, if it does and the
-// token waits for one. It is presented once: what a token refuses is not worth
-// another try, and the other tokens work without it.
-func (a *app) unlockAtStart(ctx context.Context, t interface {
-	token.Token
-	token.Unlocker
-}, log *slog.Logger) error {
-	info := t.Info()
-	name := strings.ReplaceAll(info.Name, ":", "-") + "-pin" // systemd separates by colons
-	pin, err := a.credential(name)
-	if err != nil || len(pin) == 0 {
-		return err
-	}
-	defer clear(pin)
-	if info.State != token.StateLocked {
-		log.Warn("the PIN of the credential is not needed", "credential", name, "state", info.State)
-		return nil
-	}
-	if err := t.Unlock(ctx, pin); err != nil {
-		log.Warn("the PIN of the credential does not unlock the token", "credential", name, "err", err)
-	}
-	return nil
 }
