@@ -8,6 +8,7 @@ import (
 	"crypto/ed25519"
 	"crypto/rand"
 	"crypto/rsa"
+	"crypto/sha256"
 	"crypto/x509"
 	"errors"
 	"io"
@@ -23,6 +24,7 @@ import (
 	"filippo.io/age"
 	"filippo.io/age/armor"
 
+	"github.com/mesh-agent/mesh-agent/internal/rsapad"
 	"github.com/mesh-agent/mesh-agent/keyshare"
 	"github.com/mesh-agent/mesh-agent/token"
 	"github.com/mesh-agent/mesh-agent/token/tokentest"
@@ -400,6 +402,9 @@ func TestBadKeys(t *testing.T) {
 	rsa2048 := mustRSA(t, 2048)
 	broken := *rsa2048
 	broken.D = new(big.Int).Add(rsa2048.D, big.NewInt(2))
+	long := *rsa2048 // right, and in more octets than the modulus
+	long.D = new(big.Int).Sub(long.N, new(big.Int).Add(long.Primes[0], long.Primes[1]))
+	long.D.Add(rsa2048.D, long.D.Add(long.D, big.NewInt(1)).Lsh(long.D, 16))
 	b := func(n int) []byte { return bytes.Repeat([]byte{1}, n) }
 	cases := map[string]struct {
 		private *token.PrivateKey
@@ -421,6 +426,7 @@ func TestBadKeys(t *testing.T) {
 		"seed as RSA":          {&token.PrivateKey{Algorithm: token.RSA2048, Seed: b(32)}, token.UseSign, token.ErrBadKey},
 		"RSA too short":        {&token.PrivateKey{Algorithm: token.RSA3072, RSA: rsa2048}, token.UseSign, token.ErrBadKey},
 		"RSA too long":         {&token.PrivateKey{Algorithm: token.RSA2048, RSA: mustRSA(t, 2049)}, token.UseSign, token.ErrBadKey},
+		"RSA of long exponent": {&token.PrivateKey{Algorithm: token.RSA2048, RSA: &long}, token.UseDecrypt, token.ErrBadKey},
 		"RSA that is broken":   {&token.PrivateKey{Algorithm: token.RSA2048, RSA: &broken}, token.UseSign, token.ErrBadKey},
 	}
 	for what, c := range cases {
@@ -459,10 +465,35 @@ func TestShortRSA(t *testing.T) {
 		if !bytes.Equal(key.Public().Octets, x509.MarshalPKCS1PublicKey(&private.RSA.PublicKey)) {
 			t.Error("public key differs")
 		}
+		decryptShort(t, importKey(t, tok, private, token.UseDecrypt).(token.Decrypter), private.RSA)
 	}
 	private := &token.PrivateKey{Algorithm: token.RSA2048, RSA: mustRSA(t, 2048-shortRSA)}
 	_, err := tok.Import(t.Context(), token.ImportRequest{Private: private, Use: token.UseSign})
 	wantErr(t, "a modulus that is shorter still", err, token.ErrBadKey)
+}
+
+// decryptShort opens ciphertexts that have fewer octets than the algorithm says. What stands in for a
+// plaintext is the synthetic message that is keyed by the private exponent.
+func decryptShort(t *testing.T, key token.Decrypter, private *rsa.PrivateKey) {
+	t.Helper()
+	c, err := rsa.EncryptPKCS1v15(rand.Reader, &private.PublicKey, []byte("plaintext"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	secret := sha256.Sum256(private.D.FillBytes(make([]byte, private.Size())))
+	for length, want := range map[int][]byte{9: []byte("plaintext"), 10: rsapad.Fallback(secret, c, 10)} {
+		req := token.DecryptRequest{Padding: token.PaddingPKCS1v15, Length: length, Ciphertext: c}
+		if got, err := key.Decrypt(t.Context(), req); err != nil || !bytes.Equal(got, want) {
+			t.Errorf("%d octets: %q, %v, want %q", length, got, err, want)
+		}
+	}
+	if c, err = rsa.EncryptOAEP(sha256.New(), rand.Reader, &private.PublicKey, []byte("plaintext"), nil); err != nil {
+		t.Fatal(err)
+	}
+	req := token.DecryptRequest{Padding: token.PaddingOAEP, Hash: crypto.SHA256, Ciphertext: c}
+	if got, err := key.Decrypt(t.Context(), req); err != nil || string(got) != "plaintext" {
+		t.Errorf("OAEP: %q, %v", got, err)
+	}
 }
 
 // TestCompositeSigning adds two scalars, imports the sum and signs with it twice: the
