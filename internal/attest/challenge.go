@@ -93,7 +93,8 @@ func (o ChallengeOptions) verify(id *Identity) (anchor string, err error) {
 	return "", fmt.Errorf("%w: no CA certificates are given to verify it by", ErrCertificate)
 }
 
-// parse reads the certificates of an identity. For piv the first must be the attestation key's.
+// parse reads the certificates of an identity. For piv there must be that of the attestation key alone: issuers
+// that the device names would let it put a card and one of its keys between the maker and that key.
 func (i *Identity) parse() ([]*x509.Certificate, error) {
 	var out []*x509.Certificate
 	for n, der := range i.Certificates {
@@ -103,10 +104,13 @@ func (i *Identity) parse() ([]*x509.Certificate, error) {
 		}
 		out = append(out, cert)
 	}
-	if i.Format == token.AttestPIV && (len(out) == 0 || !bytes.Equal(i.Certificates[0], i.AttestationKey)) {
-		return nil, fmt.Errorf("%w: the first certificate is not the attestation key's", ErrForm)
+	if i.Format != token.AttestPIV {
+		return out, nil
 	}
-	return out, nil
+	if len(out) != 1 || !bytes.Equal(i.Certificates[0], i.AttestationKey) {
+		return nil, fmt.Errorf("%w: not the certificate of the attestation key alone", ErrForm)
+	}
+	return out, checkAttestation(out[0])
 }
 
 // checkEndorsement holds that the endorsement key decrypts credentials and nothing else, and

@@ -1,6 +1,7 @@
 package attest
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/ed25519"
@@ -11,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/mesh-agent/mesh-agent/token"
 )
@@ -40,7 +42,7 @@ func checkPIV(v *verification) error {
 	if v.answer.Statement.PCRs != "" || e.Certify != nil || e.PCRs != nil || e.Quote != nil || e.QuoteSignature != nil {
 		return fmt.Errorf("%w: more than a card has to say", ErrEvidence)
 	}
-	cert, err := issued(e)
+	cert, err := issued(e, v.now)
 	if err != nil {
 		return fmt.Errorf("%w: key certificate: %w", ErrEvidence, err)
 	}
@@ -62,16 +64,38 @@ func checkPIV(v *verification) error {
 	return nil
 }
 
+// checkAttestation refuses what a card issued for one of its keys: it has the policies of that key. The card signs
+// with such a key whatever its owner wants, statements about keys outside of any card too.
+func checkAttestation(cert *x509.Certificate) error {
+	for _, x := range cert.Extensions {
+		if x.Id.Equal(yubico(8)) {
+			return fmt.Errorf("%w: it is that of a key in a slot, not the card's own", ErrCertificate)
+		}
+	}
+	return nil
+}
+
 // issued returns the certificate that the card's attestation key issued. Not by
 // CheckSignatureFrom: the attestation certificates of early cards do not say that they are a CA's.
-func issued(e *Evidence) (*x509.Certificate, error) {
+func issued(e *Evidence, now time.Time) (*x509.Certificate, error) {
 	issuer, err := x509.ParseCertificate(e.AttestationKey)
+	if err == nil {
+		err = checkAttestation(issuer)
+	}
 	if err != nil {
 		return nil, err
 	}
 	cert, err := x509.ParseCertificate(e.Key)
 	if err != nil {
 		return nil, err
+	}
+	switch {
+	case !bytes.Equal(cert.RawIssuer, issuer.RawSubject):
+		return nil, errors.New("it names another issuer")
+	case now.Before(cert.NotBefore) || now.After(cert.NotAfter):
+		return nil, errors.New("it is not valid at this time")
+	case len(cert.UnhandledCriticalExtensions) != 0:
+		return nil, errors.New("it has a critical extension of unknown meaning")
 	}
 	return cert, issuer.CheckSignature(cert.SignatureAlgorithm, cert.RawTBSCertificate, cert.Signature)
 }

@@ -109,6 +109,18 @@ func (c *card) answer(t *testing.T, challenge *attest.Challenge, pub token.Publi
 	return reread(t, a, attest.ParseAnswer)
 }
 
+// signer signs for a challenge.
+func signer(t *testing.T, key *ecdsa.PrivateKey) func(message []byte) []byte {
+	return func(message []byte) []byte {
+		digest := sha256.Sum256(message)
+		out, err := ecdsa.SignASN1(rand.Reader, key, digest[:])
+		if err != nil {
+			t.Fatal(err)
+		}
+		return out
+	}
+}
+
 func TestPIV(t *testing.T) {
 	t.Parallel()
 	c := newCard(t)
@@ -120,14 +132,7 @@ func TestPIV(t *testing.T) {
 		t.Fatal(err)
 	}
 	pub := token.PublicKey{Algorithm: token.P256, Octets: octets}
-	signEC := func(message []byte) []byte {
-		digest := sha256.Sum256(message)
-		out, err := ecdsa.SignASN1(rand.Reader, ec, digest[:])
-		if err != nil {
-			t.Fatal(err)
-		}
-		return out
-	}
+	signEC := signer(t, ec)
 	t.Run("kinds of key", func(t *testing.T) {
 		edPub, ed, err := ed25519.GenerateKey(rand.Reader)
 		if err != nil {

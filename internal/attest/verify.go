@@ -87,6 +87,7 @@ type verification struct {
 	answer     *Answer
 	secret     *Secret
 	qualifying []byte
+	now        time.Time
 	report     *Report
 }
 
@@ -104,7 +105,7 @@ func Verify(a *Answer, c *Challenge, s *Secret, o VerifyOptions) (*Report, error
 	if err != nil {
 		return nil, err
 	}
-	v := &verification{answer: a, secret: s}
+	v := &verification{answer: a, secret: s, now: o.Now}
 	if v.qualifying, err = a.Statement.Qualifying(c); err != nil {
 		return nil, err
 	}
