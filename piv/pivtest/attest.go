@@ -115,10 +115,12 @@ func (c *Card) attest(slot byte) ([]byte, sw) {
 		SignatureAlgorithm: x509.ECDSAWithSHA256,
 		ExtraExtensions: []pkix.Extension{
 			{Id: oidFirmware, Value: c.config.Version[:]},
-			{Id: oidSerial, Value: serial},
 			{Id: oidPolicy, Value: []byte{key.pin, key.touch}},
-			{Id: oidFormFactor, Value: []byte{formFactor}},
 		},
+	}
+	if c.atLeast(5, 0) { // a YubiKey 4 has the two others only, as its published statements show
+		template.ExtraExtensions = append(template.ExtraExtensions,
+			pkix.Extension{Id: oidSerial, Value: serial}, pkix.Extension{Id: oidFormFactor, Value: []byte{formFactor}})
 	}
 	der, err := certify(template, c.issuer(), key.public(), private.key())
 	if err != nil {
