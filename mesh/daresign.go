@@ -360,8 +360,7 @@ func (o SignOptions) signature(ctx context.Context, manifest, salt []byte, signe
 
 // witness shows that who made a signature of an encrypted envelope knew its base seed:
 // HKDF-SHA-256 of the seed with the envelope's salt, 32 octets. The info is the signature in
-// G1 and the manifest in G2, where the value is as the reference code computes it and no published
-// base seed allows to check it.
+// G1 and the manifest in G2.
 func witness(seed, salt, info []byte) ([]byte, error) {
 	out, err := hkdf.Key(sha256.New, seed, salt, string(info), 32)
 	if err != nil {

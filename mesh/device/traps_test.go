@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"crypto/rand"
 	"encoding/json"
+	"fmt"
 	"math/big"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -31,6 +33,19 @@ const (
 	publishedG1 = "profile-device-g1-286d44f56.json"
 	publishedG2 = "profile-device-g2-release_1.0.2.json"
 )
+
+// TestTrapsAreComplete looks that each trap of the list has its test: those that hurt other implementations of the Mesh,
+// by their numbers there.
+func TestTrapsAreComplete(t *testing.T) {
+	t.Parallel()
+	const traps = 21
+	source := must(os.ReadFile("traps_test.go"))
+	for n := range traps {
+		if name := fmt.Sprintf("\nfunc TestTrap%02d", n+1); bytes.Count(source, []byte(name)) != 1 {
+			t.Errorf("there is no test %s...", strings.TrimSpace(name))
+		}
+	}
+}
 
 func TestTrap01GenerationMixUps(t *testing.T) {
 	t.Parallel()
