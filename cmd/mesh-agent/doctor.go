@@ -101,6 +101,7 @@ func (a *app) examine(ctx context.Context) []mesh.Finding {
 		out = append(out, finding(token.SeverityError, "agent", adviceOf(err), "%v", err))
 		cards, names := a.examineCards(ctx)
 		of, tokens = append(a.examineTPM(ctx), cards...), names
+		of = append(of, a.examinePrompt(ctx)...)
 	}
 	out = append(out, of...)
 	out = append(out, a.examineOtherCards(ctx, tokens)...)

@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/pem"
+	"fmt"
 	"os"
 	"strconv"
 	"testing"
@@ -22,11 +23,16 @@ type virtualCard struct {
 // makeCard puts a new PIV card, number 5700001, into a reader that $PCSCLITE_CSOCK_NAME leads to. The
 // folder maker gets the certificate of its maker.
 func makeCard(ts *testscript.TestScript, neg bool, args []string) {
-	if len(args) != 0 || neg {
-		ts.Fatalf("usage: pivcard")
+	var config pivtest.Config
+	if len(args) > 1 || neg {
+		ts.Fatalf("usage: pivcard [FIRMWARE]")
+	}
+	for _, v := range args {
+		_, err := fmt.Sscanf(v, "%d.%d.%d", &config.Version[0], &config.Version[1], &config.Version[2])
+		ts.Check(err)
 	}
 	daemon := pivtest.StartDaemon(ts.Value(testingKey{}).(testing.TB))
-	card := pivtest.NewCard(pivtest.Config{})
+	card := pivtest.NewCard(config)
 	card.SetTouch(pivtest.TouchAwaited)
 	*ts.Value(cardKey{}).(*virtualCard) = virtualCard{card, daemon.AddReader("Yubico YubiKey OTP+FIDO+CCID 00 00", card)}
 	ts.Setenv("PCSCLITE_CSOCK_NAME", daemon.Socket)
@@ -50,7 +56,7 @@ func cardSlot(ts *testscript.TestScript, neg bool, args []string) {
 // touchCard waits until the card waits for a touch, or touches it.
 func touchCard(ts *testscript.TestScript, neg bool, args []string) {
 	if len(args) != 1 || neg {
-		ts.Fatalf("usage: pivtouch wait|give")
+		ts.Fatalf("usage: pivtouch wait|give|late")
 	}
 	card := ts.Value(cardKey{}).(*virtualCard).card
 	switch args[0] {
@@ -58,6 +64,8 @@ func touchCard(ts *testscript.TestScript, neg bool, args []string) {
 		<-card.TouchWaits()
 	case "give":
 		card.Answer(true)
+	case "late":
+		card.Answer(false)
 	}
 }
 

@@ -39,11 +39,13 @@ func TestMain(m *testing.M) {
 //	sshtpmkey VAR FILE     make a key in a simulator that nobody uses, as ssh-tpm-agent does
 //	softhsm                make a PKCS#11 token and a config.toml here that names it hsm
 //	hsmkey LABEL           put a P-256 key into that token, as another program may
-//	pivcard                put a new PIV card, number 5700001, into a virtual reader; maker/ has its root
+//	pivcard [FIRMWARE]     put a new PIV card, number 5700001, into a virtual reader; maker/ has its root
 //	pivkey SLOT            generate a P-256 key in a slot of the card, as another program may
 //	[!] pivplug            plug the card in, or out
 //	pivtouch wait          wait until the card waits for a touch
 //	pivtouch give          touch it
+//	pivtouch late          have the card give up waiting
+//	gone PID               wait until a process that the agent started has ended
 //	buytpm VAR MAKER       the same with certificates; $MAKER is the folder of its maker's certificates
 //	extend DEVICE PCR      change a PCR of a simulator to which nobody is connected
 //	capture VAR            put what the last command printed in an environment variable
@@ -71,6 +73,7 @@ func TestScript(t *testing.T) {
 			"pivkey":    cardSlot,
 			"pivplug":   plugCard,
 			"pivtouch":  touchCard,
+			"gone":      awaitEnd,
 			"extend":    extendPCR,
 			"buytpm":    buyTPM,
 			"capture":   capture,

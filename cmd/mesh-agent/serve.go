@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"sync"
 
 	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/spf13/cobra"
@@ -15,6 +16,7 @@ import (
 	"github.com/mesh-agent/mesh-agent/internal/config"
 	"github.com/mesh-agent/mesh-agent/internal/devicestate"
 	"github.com/mesh-agent/mesh-agent/internal/keyring"
+	"github.com/mesh-agent/mesh-agent/internal/prompt"
 	"github.com/mesh-agent/mesh-agent/internal/store"
 	"github.com/mesh-agent/mesh-agent/softkey"
 )
@@ -56,6 +58,14 @@ Tokens of PKCS#11 modules, HSMs and others, have the names that the configuratio
 The PIN of this one may come as the systemd credential hsm-pin. Each module runs in a process
 of its own. A static binary has none ("mesh-agent --version" tells).
 
+Where an operation needs a PIN, a program of yours asks for it if the configuration names one:
+
+    [prompt]
+    program = "/usr/bin/pinentry-gnome3"
+
+kind = "askpass" is for a program as SSH_ASKPASS. It finds your screen or terminal by the
+variables DISPLAY, WAYLAND_DISPLAY and GPG_TTY that the agent is started with.
+
 The token "soft" is there only if asked for. With --software-keys a passphrase protects its
 keys: the systemd credential softkey-passphrase, else the terminal asks. With
 --insecure-software-keys a random key in a file beside them does, which protects them from
@@ -93,6 +103,8 @@ type settings struct {
 	tpm       tpmChoice
 	pkcs11    []config.PKCS11
 	piv       []uint32
+	prompt    config.Prompt
+	prompter  *prompt.Prompter // of that, while it serves; nil for none
 }
 
 func (a *app) settings(flags serveFlags) (s settings, err error) {
@@ -120,7 +132,7 @@ func (a *app) settings(flags serveFlags) (s settings, err error) {
 	}
 	s.tpm = a.chooseTPM(flags.tpm, file.TPM)
 	s.guard = cmp.Or(flags.guard, file.RollbackGuard)
-	s.pkcs11 = file.PKCS11
+	s.pkcs11, s.prompt = file.PKCS11, file.Prompt
 	if s.piv, err = choosePIV(flags.piv, file.PIV); err != nil {
 		return s, err
 	}
@@ -145,6 +157,12 @@ func (a *app) serve(ctx context.Context, s settings) (err error) {
 		return err
 	}
 	log := slog.New(slog.NewTextHandler(a.stderr, nil))
+	if s.prompter = a.prompter(s.prompt); s.prompter != nil {
+		var looking sync.WaitGroup
+		looking.Go(func() { warnOfPrompter(ctx, s.prompter, log) }) // the start does not wait for it
+		defer looking.Wait()
+		defer s.prompter.Close() // after the tokens
+	}
 	ring, identity, err := a.openState(ctx, s, log)
 	if err != nil {
 		return err
@@ -165,6 +183,7 @@ func (a *app) serve(ctx context.Context, s settings) (err error) {
 		Socket:    address(listeners.mesh),
 		SSHSocket: address(listeners.ssh),
 		StateDir:  s.state,
+		Prompter:  asker(s.prompter),
 	})
 	logStart(log, ring, listeners)
 	if err := notify(daemon.SdNotifyReady); err != nil {

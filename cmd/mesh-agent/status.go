@@ -45,10 +45,23 @@ func (a *app) printStatus(s mesh.StatusResponse) error {
 	for _, t := range s.Tokens {
 		rows = append(rows, []string{"token " + t.Name, t.State + ", " + t.Description})
 	}
+	rows = append(rows, promptRows(s.Prompt)...)
 	for _, problem := range s.Problems {
 		rows = append(rows, []string{"problem", problem})
 	}
 	return a.printTable(rows)
+}
+
+// promptRows says what asks for PINs and who waits for that.
+func promptRows(p *mesh.PromptInfo) [][]string {
+	if p == nil {
+		return [][]string{{"prompt", "none: a PIN is presented by `mesh-agent token unlock`"}}
+	}
+	rows := [][]string{{"prompt", p.Program}}
+	for _, w := range p.Waiting {
+		rows = append(rows, []string{"waits for PIN", fmt.Sprintf("of %s, key %s: %s", w.Token, w.KeyId, w.Client)})
+	}
+	return rows
 }
 
 func newTokenCommand(a *app) *cobra.Command {

@@ -46,6 +46,8 @@ type Config struct {
 	PIV []uint32 `toml:"piv"`
 	// PKCS11 are the modules that may be loaded.
 	PKCS11 []PKCS11 `toml:"pkcs11"`
+	// Prompt is the program that asks for PINs. Absent: nobody is asked.
+	Prompt Prompt `toml:"prompt"`
 }
 
 // Parse reads a configuration. Unknown keys and impossible values are errors.
@@ -56,12 +58,15 @@ func Parse(text []byte) (Config, error) {
 		return Config{}, err
 	}
 	if unknown := meta.Undecoded(); len(unknown) != 0 {
-		return Config{}, fmt.Errorf("unknown key %q (known: state, software-keys, tpm, rollback-guard, piv, pkcs11)", unknown[0].String())
+		return Config{}, fmt.Errorf("unknown key %q (known: state, software-keys, tpm, rollback-guard, piv, pkcs11, prompt)", unknown[0].String())
 	}
 	if err := checkPKCS11(c.PKCS11); err != nil {
 		return Config{}, err
 	}
 	if err := checkPIV(c.PIV); err != nil {
+		return Config{}, err
+	}
+	if err := checkPrompt(&c.Prompt); err != nil {
 		return Config{}, err
 	}
 	switch c.SoftwareKeys {
