@@ -63,7 +63,7 @@ func (c *conn) logEnd(err error) {
 func (c *conn) answer(message []byte) error {
 	ctx, cancel := context.WithCancel(c.server.work)
 	defer cancel()
-	stop := watchHangup(c.net, cancel)
+	stop := c.server.hangups.watch(c.net, cancel)
 	r := &request{Agent: c.server.Agent, kind: c.kind, peer: policy.Peer{UID: c.peer.UID}, pid: c.peer.PID, owner: c}
 	c.reply = r.answer(ctx, append(c.reply[:0], 0, 0, 0, 0), message)
 	stop()

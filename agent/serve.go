@@ -25,7 +25,8 @@ const (
 // server is one call of Serve.
 type server struct {
 	*Agent
-	work context.Context // of the requests; ends when the time for shutting down is over
+	work    context.Context // of the requests; ends when the time for shutting down is over
+	hangups *hangups
 
 	mu       sync.Mutex
 	conns    map[*conn]struct{} // guarded by mu
@@ -43,7 +44,7 @@ func (a *Agent) Serve(ctx context.Context, meshListener, sshListener net.Listene
 	defer cancel(nil)
 	work, stopWork := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopWork()
-	s := &server{Agent: a, work: work, conns: make(map[*conn]struct{})}
+	s := &server{Agent: a, work: work, conns: make(map[*conn]struct{}), hangups: newHangups()}
 
 	var accepting sync.WaitGroup
 	var errs [2]error
@@ -67,6 +68,7 @@ func (a *Agent) Serve(ctx context.Context, meshListener, sshListener net.Listene
 	}
 	accepting.Wait()
 	s.shutdown(stopWork)
+	s.hangups.timer.Stop()
 	return errors.Join(errs[:]...)
 }
 

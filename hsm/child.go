@@ -31,6 +31,8 @@ type child struct {
 	last       uint64              // guarded by mu, as all below: number of the last call
 	pending    map[uint64]*pending // by number: calls without an answer yet
 	generating int                 // how many of these generate a key
+	clock      *time.Timer         // looks for calls whose time is over; one for all, as in package agent
+	next       time.Time           // when the clock fires; zero if it does not
 	retiring   bool                // no call begins any more
 	quiet      chan struct{}       // closed when retiring and nothing is pending
 
@@ -44,7 +46,7 @@ type child struct {
 // pending is a call that was sent.
 type pending struct {
 	answer    chan []byte // has room for the reply
-	clock     *time.Timer // ends the process
+	deadline  time.Time   // when the process is ended
 	generates bool
 	abandoned bool // guarded by child.mu: nobody waits for the answer
 }
@@ -149,8 +151,8 @@ func (c *child) wait() {
 	c.conn.Close()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for _, p := range c.pending {
-		p.clock.Stop()
+	if c.clock != nil {
+		c.clock.Stop()
 	}
 }
 
@@ -214,10 +216,42 @@ func (c *child) begin(op operation, timeout time.Duration) (number uint64, p *pe
 	if c.generating > 0 {
 		timeout *= generateFactor
 	}
-	p.clock = time.AfterFunc(timeout, func() { c.end(ErrHangs) })
+	p.deadline = time.Now().Add(timeout)
+	if c.next.IsZero() || p.deadline.Before(c.next) {
+		c.setClock(p.deadline)
+	}
 	c.last++
 	c.pending[c.last] = p
 	return c.last, p, nil
+}
+
+// setClock has the clock fire at a time. The caller holds mu.
+func (c *child) setClock(at time.Time) {
+	c.next = at
+	if c.clock == nil {
+		c.clock = time.AfterFunc(time.Until(at), c.tick)
+	} else {
+		c.clock.Reset(time.Until(at))
+	}
+}
+
+// tick ends the process if the time of a call is over, and else sets the clock for the call whose time is over next.
+func (c *child) tick() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.next = time.Time{}
+	for _, p := range c.pending {
+		if c.next.IsZero() || p.deadline.Before(c.next) {
+			c.next = p.deadline
+		}
+	}
+	switch {
+	case c.next.IsZero():
+	case time.Now().Before(c.next):
+		c.setClock(c.next)
+	default:
+		c.end(ErrHangs)
+	}
 }
 
 // finish takes a call from the pending ones and gives a copy of the reply to who waits for it. It
@@ -231,7 +265,6 @@ func (c *child) finish(number uint64, frame []byte) bool {
 	}
 	delete(c.pending, number)
 	<-c.slots
-	p.clock.Stop()
 	if p.generates {
 		c.generating--
 	}
