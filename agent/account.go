@@ -428,16 +428,20 @@ func (r *request) describeAccount(a *devicestate.Account) *mesh.AccountInfo {
 	info := &mesh.AccountInfo{
 		AccountName: mesh.AccountName{Udf: a.Udf, Address: a.Address}, Generation: a.Generation, Profile: a.Profile, Keys: r.namedKeys(a.Keys),
 	}
-	for _, d := range a.Devices {
-		info.Devices = append(info.Devices, mesh.AccountDevice{Udf: d.Udf, Roles: d.Roles, Revoked: d.Revoked, Encryption: d.Encryption})
+	for i := range a.Devices {
+		info.Devices = append(info.Devices, describeConnected(&a.Devices[i]))
 	}
 	return info
+}
+
+func describeConnected(d *devicestate.Connected) mesh.AccountDevice {
+	return mesh.AccountDevice{Udf: d.Udf, Roles: d.Roles, Revoked: d.Revoked, Encryption: d.Encryption}
 }
 
 // accountList answers AccountListRequest.
 func (r *request) accountList(ctx context.Context, req mesh.AccountListRequest) (any, error) {
 	response := mesh.AccountListResponse{Reply: accepted}
-	if req.Account == "" {
+	if req.Account == "" && req.Device == "" {
 		all, err := r.config.Device.Accounts()
 		if err != nil {
 			return nil, err
@@ -452,11 +456,18 @@ func (r *request) accountList(ctx context.Context, req mesh.AccountListRequest) 
 		return nil, err
 	}
 	info := r.describeAccount(a.Account)
-	for i, d := range a.Devices {
-		info.Devices[i].Entry = d.Entry
-	}
-	for _, x := range a.Applications {
-		info.Applications = append(info.Applications, x.Catalog)
+	if req.Device == "" {
+		for _, x := range a.Applications {
+			info.Applications = append(info.Applications, x.Catalog)
+		}
+	} else {
+		_, d, err := r.connected(req.Account, req.Device)
+		if err != nil {
+			return nil, err
+		}
+		made := describeConnected(d)
+		made.Entry = d.Entry
+		info.Devices = []mesh.AccountDevice{made}
 	}
 	response.Accounts = []mesh.AccountInfo{*info}
 	return response, nil

@@ -124,6 +124,9 @@ func (r *request) accountConnect(ctx context.Context, req mesh.AccountConnectReq
 	if err != nil {
 		return nil, err
 	}
+	if err := checkEntry(response, text); err != nil {
+		return nil, err
+	}
 	encryption, err := encryptionKey(entry, a)
 	if err != nil {
 		return nil, err

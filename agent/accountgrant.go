@@ -17,6 +17,10 @@ import (
 // applicationBits is the size of the keys of applications, that of all published ones.
 const applicationBits = 2048
 
+// maxCatalog is the room for the entries of an account's applications in a reply that has its keys and
+// devices, too.
+const maxCatalog = maxReply / 2
+
 // accountGrant answers AccountGrantRequest.
 func (r *request) accountGrant(ctx context.Context, req mesh.AccountGrantRequest) (any, error) {
 	if !req.GrantSsh && len(req.GrantMail) == 0 {
@@ -38,6 +42,9 @@ func (r *request) accountGrant(ctx context.Context, req mesh.AccountGrantRequest
 	}
 	defer wipeGrants(grants)
 	entry, answer, err := r.grantTo(ctx, a, d, grants)
+	if err == nil {
+		err = checkEntry(answer, entry)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -56,6 +63,14 @@ func checkGrants(want mesh.ApplicationGrants) error {
 		if checkAddress(address) != nil {
 			return malformed("GrantMail", "an address such as alice@example.com expected")
 		}
+	}
+	return nil
+}
+
+// checkEntry looks, before the device's entry is kept, whether it and the answer fit into a frame.
+func checkEntry(answer, entry []byte) error {
+	if len(answer)+len(entry) > maxReply-1024 {
+		return &failure{statusState, "Device: its entry would not fit into a frame; grant it fewer applications"}
 	}
 	return nil
 }
@@ -149,37 +164,44 @@ func (r *request) application(ctx context.Context, a *administered, kind, addres
 }
 
 // makeApplication makes the keys of an application and adds them, encrypted, to the account.
-func (r *request) makeApplication(a *administered, kind, address string) (g *device.ApplicationGrant, err error) {
-	if len(a.Applications) >= maxApplications {
-		return nil, &failure{statusState, "Account: it has as many applications as it may have"}
+func (r *request) makeApplication(a *administered, kind, address string) (*device.ApplicationGrant, error) {
+	g := &device.ApplicationGrant{Kind: kind, Keys: map[string]*mesh.KeyData{}}
+	if err := r.addApplication(a, g, address); err != nil {
+		g.Wipe()
+		return nil, err
 	}
-	g = &device.ApplicationGrant{Kind: kind, Keys: map[string]*mesh.KeyData{}}
-	defer func() {
-		if err != nil {
-			g.Wipe()
-		}
-	}()
+	return g, nil
+}
+
+func (r *request) addApplication(a *administered, g *device.ApplicationGrant, address string) (err error) {
 	var catalog []byte
-	if kind == device.KindSSH {
+	if g.Kind == device.KindSSH {
 		g.Identifier, catalog, err = sshApplication(a, g.Keys)
 	} else {
 		g.Identifier = device.MailIdentifier(address)
 		catalog, err = mailApplication(a, address, g.Keys)
 	}
 	if err != nil {
-		return nil, err
+		return err
+	}
+	size := len(catalog)
+	for _, x := range a.Applications {
+		size += len(x.Catalog)
+	}
+	if size > maxCatalog {
+		return &failure{statusState, "Account: it has as many applications as can be listed in a frame"}
 	}
 	text, err := g.Marshal()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer clear(text)
 	sealed, err := r.sealFor(a.Account, text)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	a.Applications = append(a.Applications, devicestate.Application{Kind: kind, Identifier: g.Identifier, Catalog: catalog, Keys: sealed})
-	return g, nil
+	a.Applications = append(a.Applications, devicestate.Application{Kind: g.Kind, Identifier: g.Identifier, Catalog: catalog, Keys: sealed})
+	return nil
 }
 
 // sshApplication makes the account's key for SSH. It authenticates, and is not escrowed.

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"crypto/rand"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -125,6 +126,11 @@ func TestGrantedKeysAreShared(t *testing.T) {
 	if n := len(x.applications(t)); n != 2 {
 		t.Errorf("%d applications, want 2", n)
 	}
+	var one mesh.AccountListResponse
+	ask(t, x.admin, mesh.TagAccountListRequest, mesh.AccountListRequest{Device: x.udf}, mesh.TagAccountListResponse, &one)
+	if len(one.Accounts) != 1 || len(one.Accounts[0].Devices) != 1 || len(one.Accounts[0].Devices[0].Entry) == 0 {
+		t.Errorf("the device's entry: %d %s", one.Status, one.StatusDescription)
+	}
 	for name, req := range map[string]mesh.AccountGrantRequest{
 		"nothing":        {Device: x.udf},
 		"no device":      {ApplicationGrants: mesh.ApplicationGrants{GrantSsh: true}},
@@ -137,6 +143,56 @@ func TestGrantedKeysAreShared(t *testing.T) {
 		if r.Status != statusMalformed && r.Status != statusNotFound || r.Response != nil {
 			t.Errorf("%s: %d %s", name, r.Status, r.StatusDescription)
 		}
+	}
+}
+
+// TestGrantsFitIntoAFrame grants until an entry, or the catalog, is too large. What was refused is not kept.
+func TestGrantsFitIntoAFrame(t *testing.T) {
+	t.Parallel()
+	x := newGranting(t, "g1")
+	address := func(i int) string { return fmt.Sprintf("a%d@example.com", i) }
+	x.grant(t, mesh.ApplicationGrants{GrantMail: []string{address(0)}})
+	accounts, err := x.admin.config.Device.Accounts()
+	if err != nil {
+		t.Fatal(err)
+	}
+	account := accounts[0]
+	for i := range 14 { // the same keys under other names, since it takes long to make some
+		more := account.Applications[0]
+		more.Identifier = device.MailIdentifier(address(i + 1))
+		account.Applications = append(account.Applications, more)
+	}
+	change, err := x.admin.config.Device.PutAccount(account)
+	if err == nil {
+		err = change.Do()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	ask1 := func(i int) (r mesh.AccountConnectResponse) {
+		ask(t, x.admin, mesh.TagAccountGrantRequest, mesh.AccountGrantRequest{
+			Device: x.udf, ApplicationGrants: mesh.ApplicationGrants{GrantMail: []string{address(i)}},
+		}, mesh.TagAccountGrantResponse, &r)
+		return r
+	}
+	granted := 0
+	var r mesh.AccountConnectResponse
+	for ; granted < 15; granted++ {
+		if r = ask1(granted); r.Status != mesh.StatusOK {
+			break
+		}
+	}
+	if granted < 5 || r.Status != statusState || !strings.Contains(r.StatusDescription, "fewer applications") {
+		t.Fatalf("after %d: %d %s", granted, r.Status, r.StatusDescription)
+	}
+	if r = ask1(0); r.Status != mesh.StatusOK {
+		t.Errorf("the first again: %d %s", r.Status, r.StatusDescription)
+	}
+	if r = ask1(15); r.Status != statusState || !strings.Contains(r.StatusDescription, "can be listed") {
+		t.Errorf("a new application: %d %s", r.Status, r.StatusDescription)
+	}
+	if n := len(x.applications(t)); n != 15 {
+		t.Errorf("%d applications are kept, want 15", n)
 	}
 }
 

@@ -99,8 +99,8 @@ func withAccount(out *mesh.AccountInitResponse, err error) (*mesh.AccountInitRes
 
 // AccountList lists the accounts that the agent administers. With a name the list has that one, with
 // the entries of its devices.
-func (c *Client) AccountList(ctx context.Context, name string) ([]mesh.AccountInfo, error) {
-	out, err := fetch[mesh.AccountListResponse](ctx, c, mesh.TagAccountListRequest, mesh.AccountListRequest{Account: name}, mesh.TagAccountListResponse)
+func (c *Client) AccountList(ctx context.Context, req mesh.AccountListRequest) ([]mesh.AccountInfo, error) {
+	out, err := fetch[mesh.AccountListResponse](ctx, c, mesh.TagAccountListRequest, req, mesh.TagAccountListResponse)
 	if err != nil {
 		return nil, err
 	}

@@ -263,12 +263,14 @@ type AccountDevice struct {
 	Roles      []string         `json:",omitzero"`
 	Revoked    bool             `json:",omitzero"`
 	Encryption strictjson.Value `json:",omitzero"` // public KeyData of its combined key
-	Entry      strictjson.Value `json:",omitzero"` // CatalogedDevice; only if the account is named
+	Entry      strictjson.Value `json:",omitzero"` // CatalogedDevice; only if the device is named
 }
 
-// AccountListRequest asks for all accounts, or one with the entries of its devices.
+// AccountListRequest asks for all accounts, or for one with its applications, or for one device of one
+// with its entry.
 type AccountListRequest struct {
 	Account string `json:",omitzero"`
+	Device  string `json:",omitzero"` // UDF, at least 28 characters
 }
 
 // AccountListResponse lists accounts.

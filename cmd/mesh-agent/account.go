@@ -211,7 +211,7 @@ func newAccountListCommand(a *app) *cobra.Command {
 		Args:  args(cobra.NoArgs),
 		RunE: func(c *cobra.Command, _ []string) error {
 			return a.with(c.Context(), func(conn *client.Client) error {
-				accounts, err := conn.AccountList(c.Context(), "")
+				accounts, err := conn.AccountList(c.Context(), mesh.AccountListRequest{})
 				switch {
 				case err != nil:
 					return err
@@ -240,10 +240,13 @@ func deviceRows(account mesh.AccountInfo) (rows [][]string) {
 	return rows
 }
 
-// oneAccount returns an account; without a name the only one.
+// oneAccount returns an account with its applications; without a name the only one.
 func (a *app) oneAccount(ctx context.Context, name string) (found *mesh.AccountInfo, err error) {
 	err = a.with(ctx, func(conn *client.Client) error {
-		accounts, err := conn.AccountList(ctx, name)
+		accounts, err := conn.AccountList(ctx, mesh.AccountListRequest{Account: name})
+		if err == nil && name == "" && len(accounts) == 1 { // a list of all has no applications
+			accounts, err = conn.AccountList(ctx, mesh.AccountListRequest{Account: accounts[0].Udf})
+		}
 		switch {
 		case err != nil:
 			return err
@@ -275,6 +278,9 @@ func newAccountShowCommand(a *app) *cobra.Command {
 			rows = append(rows, keyRows(account.Generation, "", account.Keys)...)
 			for _, d := range deviceRows(*account) {
 				rows = append(rows, []string{"device", d[2] + " " + d[3]})
+			}
+			for _, entry := range account.Applications {
+				rows = append(rows, []string{"application", applicationTitle(entry)})
 			}
 			return a.printTable(rows)
 		},

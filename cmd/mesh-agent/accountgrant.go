@@ -1,8 +1,8 @@
 package main
 
 import (
-	"context"
 	"errors"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -73,25 +73,26 @@ change them. They hold public keys, and the mail keys for decryption encrypted t
 key: "key import --unwrap-with" brings these back.`,
 		Args: args(cobra.MaximumNArgs(1)),
 		RunE: func(c *cobra.Command, names []string) error {
-			entries, err := a.applicationEntries(c.Context(), optional(names))
+			account, err := a.oneAccount(c.Context(), optional(names))
 			if err != nil {
 				return err
 			}
-			return a.printJSON(append([]strictjson.Value{}, entries...))
+			return a.printJSON(append([]strictjson.Value{}, account.Applications...))
 		},
 	}
 }
 
-// applicationEntries returns the entries of an account, which only a list with its name has.
-func (a *app) applicationEntries(ctx context.Context, name string) ([]strictjson.Value, error) {
-	account, err := a.oneAccount(ctx, name)
-	if err == nil && name == "" {
-		account, err = a.oneAccount(ctx, account.Udf)
+// applicationTitle is an application's kind and key, for people.
+func applicationTitle(entry strictjson.Value) string {
+	var tagged strictjson.Tagged
+	var body struct {
+		Key   string
+		Other strictjson.Value `json:",embed"`
 	}
-	if err != nil {
-		return nil, err
+	if strictjson.Unmarshal(entry, &tagged) != nil || tagged.Decode(&body) != nil {
+		return "unreadable"
 	}
-	return account.Applications, nil
+	return strings.TrimPrefix(tagged.Tag, "CatalogedApplication") + " " + body.Key
 }
 
 // readApplications reads a file with one entry of a catalog of applications, or with an array of them.

@@ -145,7 +145,7 @@ func (a *app) recipientNamed(ctx context.Context, name string) (key token.Public
 }
 
 func (a *app) knownIdentity(ctx context.Context, conn *client.Client, name string, key *token.PublicKey) error {
-	accounts, err := conn.AccountList(ctx, "")
+	accounts, err := conn.AccountList(ctx, mesh.AccountListRequest{})
 	if err != nil {
 		return err
 	}
