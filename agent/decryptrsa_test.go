@@ -56,6 +56,7 @@ func TestDecryptRSA(t *testing.T) {
 			}
 		}
 	}
+	//lint:ignore SA1019 it is what is tested
 	c, err := rsa.EncryptPKCS1v15(rand.Reader, public, []byte("sixteen octets.."))
 	if err != nil {
 		t.Fatal(err)

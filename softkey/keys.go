@@ -200,6 +200,7 @@ func (k *rsaDecryptKey) Decrypt(ctx context.Context, req token.DecryptRequest) (
 // errors are those of a ciphertext or length that Check refuses.
 func (k *rsaDecryptKey) decryptPKCS1v15(req token.DecryptRequest) ([]byte, error) {
 	out := rsapad.Fallback(k.fallback, req.Ciphertext, req.Length)
+	//lint:ignore SA1019 mail needs it, and what stands in does not change from try to try
 	if err := rsa.DecryptPKCS1v15SessionKey(nil, k.private, req.Ciphertext, out); err != nil {
 		clear(out)
 		return nil, token.ErrDecrypt

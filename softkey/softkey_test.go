@@ -476,6 +476,7 @@ func TestShortRSA(t *testing.T) {
 // plaintext is the synthetic message that is keyed by the private exponent.
 func decryptShort(t *testing.T, key token.Decrypter, private *rsa.PrivateKey) {
 	t.Helper()
+	//lint:ignore SA1019 it is what is tested
 	c, err := rsa.EncryptPKCS1v15(rand.Reader, &private.PublicKey, []byte("plaintext"))
 	if err != nil {
 		t.Fatal(err)
