@@ -249,11 +249,19 @@ func (d *device) pinFault(err error) error {
 
 // triesLeft returns how many wrong PINs the TPM takes before it locks, or TriesUnknown.
 func (d *device) triesLeft() int {
-	p, err := d.properties(tpm2.TPMPTLockoutCounter)
+	left, err := d.countTries()
 	if err != nil {
 		return token.TriesUnknown
 	}
-	return max(0, int(p[tpm2.TPMPTMaxAuthFail])-int(p[tpm2.TPMPTLockoutCounter]))
+	return left
+}
+
+func (d *device) countTries() (int, error) {
+	p, err := d.properties(tpm2.TPMPTLockoutCounter)
+	if err != nil {
+		return 0, err
+	}
+	return max(0, int(p[tpm2.TPMPTMaxAuthFail])-int(p[tpm2.TPMPTLockoutCounter])), nil
 }
 
 // lockout adds to TPM_RC_LOCKOUT how long it lasts: each interval without a wrong value

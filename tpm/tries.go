@@ -18,10 +18,10 @@ func (t *Token) TriesLeft(ctx context.Context) (int, error) {
 		return 0, fmt.Errorf("tpm: %w: %w", pinError(token.ErrAuthNeeded, token.TriesUnknown), ErrNoPIN)
 	}
 	return do(ctx, t, "read tries of PIN", func(d *device) (int, error) {
-		left := d.triesLeft()
-		if left == 0 {
-			return 0, d.lockout(tpm2.TPMRCLockout)
+		left, err := d.countTries()
+		if err == nil && left == 0 {
+			err = d.lockout(tpm2.TPMRCLockout)
 		}
-		return left, nil
+		return left, err
 	})
 }
