@@ -89,36 +89,58 @@ func (t *Token) create(ctx context.Context, what string, auth token.Auth, f func
 
 // administer presents the management key.
 func (s *session) administer(ctx context.Context, auth token.Auth) error {
-	key := s.worker.token.options.ManagementKey
-	if len(key) == 0 {
-		if err := s.login(ctx, auth); err != nil {
-			return err
-		}
-		var err error
-		if key, err = s.protectedKey(ctx); err != nil {
-			return err
-		}
-		defer clear(key)
+	if key := s.worker.token.options.ManagementKey; len(key) != 0 {
+		return s.AuthenticateManagement(ctx, s.worker.version, key)
 	}
-	return s.AuthenticateManagement(ctx, s.worker.version, key)
+	if err := s.login(ctx, auth); err != nil {
+		return err
+	}
+	b, err := s.protected(ctx)
+	if err != nil {
+		return err
+	}
+	defer clear(b)
+	keys, err := storedKeys(b)
+	if err != nil {
+		return err
+	}
+	_, err = s.anyOf(ctx, keys)
+	return err
 }
 
-// The objects inside applet.ObjectProtected.
+// anyOf presents management keys until one is right, and returns that. They have no tries to use up.
+func (s *session) anyOf(ctx context.Context, keys [][]byte) (right []byte, err error) {
+	err = fmt.Errorf("%w: not the factory's, and not stored on the card",
+		&token.AuthError{Reason: token.ErrAuthNeeded, Kind: "management key", TriesLeft: token.TriesUnknown})
+	for _, key := range keys {
+		err = s.AuthenticateManagement(ctx, s.worker.version, key)
+		if !errors.Is(err, token.ErrAuthWrong) && !errors.Is(err, token.ErrBadRequest) {
+			return key, err
+		}
+	}
+	return nil, err
+}
+
+// The objects inside applet.ObjectProtected. The second is one that is about to be set instead of
+// the first; whoever does not know that finds the one that is in force until then.
 const (
 	tagProtected     apdu.Tag = 0x88
 	tagManagementKey apdu.Tag = 0x89
+	tagNextKey       apdu.Tag = 0x8E
 )
 
-// protectedKey reads the management key that is stored on the card behind the PIN.
-func (s *session) protectedKey(ctx context.Context) ([]byte, error) {
+// protected reads what is stored on the card behind the PIN. The caller wipes it.
+func (s *session) protected(ctx context.Context) ([]byte, error) {
 	b, err := s.Data(ctx, applet.ObjectProtected)
 	if errors.Is(err, apdu.NotFound) {
 		return nil, fmt.Errorf("%w: the card does not store it: %w", &token.AuthError{
 			Reason: token.ErrAuthNeeded, Kind: "management key", TriesLeft: token.TriesUnknown}, err)
 	}
-	if err != nil {
-		return nil, err
-	}
+	return b, err
+}
+
+// storedKeys returns the management keys, parts of what is stored behind the PIN.
+func storedKeys(b []byte) ([][]byte, error) {
 	outer, err := apdu.ParseAll(b)
 	if err != nil {
 		return nil, fmt.Errorf("stored management key: %w", err)
@@ -127,12 +149,13 @@ func (s *session) protectedKey(ctx context.Context) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("stored management key: %w", err)
 	}
-	key := inner[tagManagementKey]
-	if len(key) == 0 {
-		return nil, fmt.Errorf("%w: the card does not store it", &token.AuthError{
-			Reason: token.ErrAuthNeeded, Kind: "management key", TriesLeft: token.TriesUnknown})
+	var keys [][]byte
+	for _, tag := range []apdu.Tag{tagManagementKey, tagNextKey} {
+		if key := inner[tag]; len(key) != 0 {
+			keys = append(keys, key)
+		}
 	}
-	return key, nil
+	return keys, nil
 }
 
 // Import puts an existing key into the card, as Generate does. Ed25519 keys need a seed: a card

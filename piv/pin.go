@@ -9,7 +9,6 @@ import (
 	"fmt"
 
 	"github.com/mesh-agent/mesh-agent/internal/secret"
-	"github.com/mesh-agent/mesh-agent/piv/internal/apdu"
 	"github.com/mesh-agent/mesh-agent/piv/internal/applet"
 	"github.com/mesh-agent/mesh-agent/token"
 )
@@ -172,16 +171,12 @@ func (t *Token) SetPIN(ctx context.Context, old, pin []byte) error {
 
 // setPIN keeps a new PIN that the card took.
 func (s *session) setPIN(ctx context.Context, pin []byte, err error) error {
-	var status apdu.Status
-	switch {
-	case err == nil:
-		s.worker.pin.refused = nil
-		s.worker.pin.keep(pin)
-		return s.Verify(ctx, pin)
-	case errors.As(err, &status) && (status == apdu.BadData || status == apdu.ConditionsOfUse):
-		return fmt.Errorf("%w: the card does not take this PIN: %w", token.ErrBadRequest, err)
+	if err != nil {
+		return err
 	}
-	return err
+	s.worker.pin.refused = nil
+	s.worker.pin.keep(pin)
+	return s.Verify(ctx, pin)
 }
 
 // Unblock sets a new PIN by the PUK, once. Errors: *token.AuthError about the PUK with its tries

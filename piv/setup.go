@@ -24,15 +24,17 @@ func factoryManagementKey() []byte {
 
 // SetupRequest asks for new secrets on a card. The caller wipes them.
 type SetupRequest struct {
-	// OldPIN and OldPUK are those that the card has; empty for the factory's.
+	// OldPIN and OldPUK are those that the card has. Empty means the factory's or, on a card that tells
+	// that it is no more the factory's, the new one: an earlier run that was interrupted has set it.
 	OldPIN, OldPUK []byte
 	// PIN and PUK are new: 6 to 8 characters, not the factory's. They may be the old ones.
 	PIN, PUK []byte
 }
 
 // Setup makes a card ready: a random management key, stored on the card so that the PIN opens it (as ykman
-// does it), then a new PUK and PIN. If it is interrupted it can be run again. Afterwards no
-// secret is the factory's, which is checked on cards that tell.
+// does it), then a new PUK and PIN. If it is interrupted, wherever that is, the same request can be made
+// again and ends well; on cards that do not tell what is the factory's (before firmware 5.3) the secrets that were
+// set then are old ones. Afterwards no secret is the factory's, which is checked on cards that tell.
 // The present management key must be the factory's, one stored on the card, or Options.ManagementKey.
 // Errors: token.ErrBadRequest; *token.AuthError for the secret that was wrong; ErrLastTry;
 // token.ErrLockedOut; token.ErrAbsent, token.ErrReplaced.
@@ -47,12 +49,6 @@ func (t *Token) Setup(ctx context.Context, req SetupRequest) error {
 }
 
 func (r *SetupRequest) check() error {
-	if len(r.OldPIN) == 0 {
-		r.OldPIN = []byte(factoryPIN)
-	}
-	if len(r.OldPUK) == 0 {
-		r.OldPUK = []byte(factoryPUK)
-	}
 	if string(r.PIN) == factoryPIN || string(r.PUK) == factoryPUK {
 		return fmt.Errorf("%w: the factory's PIN or PUK, which everybody knows", token.ErrBadRequest)
 	}
@@ -66,6 +62,9 @@ func (r *SetupRequest) check() error {
 
 func (s *session) setup(ctx context.Context, req SetupRequest) error {
 	if err := s.sparePUK(ctx); err != nil {
+		return err
+	}
+	if err := s.oldSecrets(ctx, &req); err != nil {
 		return err
 	}
 	if err := s.present(ctx, req.OldPIN, keepLast); err != nil {
@@ -84,47 +83,77 @@ func (s *session) setup(ctx context.Context, req SetupRequest) error {
 	return s.noDefaults(ctx)
 }
 
-// newManagementKey stores a new key and then sets it, so that an interruption leaves the
-// old one in force and the next run finds it.
+// oldSecrets fills in the secrets that the card has, where the request leaves them open.
+func (s *session) oldSecrets(ctx context.Context, req *SetupRequest) error {
+	for _, secret := range []struct {
+		reference    applet.Reference
+		old          *[]byte
+		factory, new []byte
+	}{
+		{applet.PIN, &req.OldPIN, []byte(factoryPIN), req.PIN},
+		{applet.PUK, &req.OldPUK, []byte(factoryPUK), req.PUK},
+	} {
+		if len(*secret.old) != 0 {
+			continue
+		}
+		*secret.old = secret.factory
+		if !applet.HasMetadata(s.worker.version) {
+			continue
+		}
+		c, err := s.Credential(ctx, secret.reference)
+		if err != nil {
+			return err
+		}
+		if !c.Default {
+			*secret.old = secret.new
+		}
+	}
+	return nil
+}
+
+// newManagementKey sets a new key. Before that it is stored beside the one in force, so that wherever it is
+// interrupted the one in force is stored, if it is not the factory's or the caller's.
 func (s *session) newManagementKey(ctx context.Context) error {
-	if err := s.anyManagementKey(ctx); err != nil {
+	stored, err := s.protected(ctx)
+	if err != nil && !errors.Is(err, token.ErrAuthNeeded) && !errors.Is(err, apdu.ErrMalformed) {
+		return err
+	}
+	defer clear(stored)
+	keys, _ := storedKeys(stored) // what is no object holds none
+	keys = append(keys, factoryManagementKey())
+	if given := s.worker.token.options.ManagementKey; len(given) != 0 {
+		keys = append(keys, given)
+	}
+	old, err := s.anyOf(ctx, keys)
+	if err != nil {
 		return err
 	}
 	key := make([]byte, applet.ManagementKeyLen(s.worker.version))
 	defer clear(key)
 	rand.Read(key)
-	object := apdu.Append(nil, tagProtected, apdu.Append(nil, tagManagementKey, key))
-	defer clear(object)
-	if err := s.PutData(ctx, applet.ObjectProtected, object); err != nil {
+	if err := s.storeKeys(ctx, old, key); err != nil {
 		return err
 	}
 	if err := s.SetManagementKey(ctx, s.worker.version, key); err != nil {
 		return err
 	}
+	if err := s.storeKeys(ctx, key, nil); err != nil {
+		return err
+	}
 	return s.PutData(ctx, applet.ObjectAdmin, adminData())
 }
 
-// anyManagementKey presents the key that the card has, of all that it may be. Management keys
-// have no tries to use up.
-func (s *session) anyManagementKey(ctx context.Context) error {
-	keys := [][]byte{s.worker.token.options.ManagementKey, factoryManagementKey()}
-	protected, err := s.protectedKey(ctx)
-	if err != nil && !errors.Is(err, token.ErrAuthNeeded) && !errors.Is(err, apdu.ErrMalformed) {
-		return err
+// storeKeys stores a management key behind the PIN, and one that is to take its place.
+func (s *session) storeKeys(ctx context.Context, key, next []byte) error {
+	keys := make([]byte, 0, 2*(2+32)) // room, so that no copies stay behind
+	keys = apdu.Append(keys, tagManagementKey, key)
+	if next != nil {
+		keys = apdu.Append(keys, tagNextKey, next)
 	}
-	defer clear(protected)
-	keys = append(keys, protected)
-	for _, key := range keys {
-		if len(key) == 0 {
-			continue
-		}
-		err := s.AuthenticateManagement(ctx, s.worker.version, key)
-		if !errors.Is(err, token.ErrAuthWrong) && !errors.Is(err, token.ErrBadRequest) {
-			return err
-		}
-	}
-	return fmt.Errorf("%w: not the factory's, and not stored on the card",
-		&token.AuthError{Reason: token.ErrAuthNeeded, Kind: "management key", TriesLeft: token.TriesUnknown})
+	defer clear(keys)
+	object := apdu.Append(nil, tagProtected, keys)
+	defer clear(object)
+	return s.PutData(ctx, applet.ObjectProtected, object)
 }
 
 // The note that says where the management key is (ykman's "pivman data").

@@ -50,39 +50,109 @@ func TestSetup(t *testing.T) {
 	}
 }
 
-// TestSetupInterrupted loses the card after each command in turn; setting up again always ends well.
+// TestSetupInterrupted loses the card after each command in turn, or before the card's answer arrives: the same
+// request again ends well, and whatever it was interrupted by, the management key is not lost. It is so for a
+// factory-new card and for one that was set up before, whose key is nowhere but on the card.
 func TestSetupInterrupted(t *testing.T) {
 	t.Parallel()
-	for stop := 1; ; stop++ {
-		b := newCard(t, pivtest.Config{})
-		var given atomic.Int64
-		b.card.OnAPDU(func(apdu []byte, card func([]byte) []byte) []byte {
-			if given.Add(1) > int64(stop) {
-				return nil
+	for _, c := range []struct {
+		name  string
+		used  bool // set up before
+		mute  bool // the command that fails is done, and its answer lost
+		again SetupRequest
+	}{
+		{"new card", false, false, SetupRequest{}},
+		{"new card, answer lost", false, true, SetupRequest{}},
+		{"used card", true, false, SetupRequest{OldPIN: []byte("918273"), OldPUK: []byte("91827364")}},
+		{"used card, answer lost", true, true, SetupRequest{OldPIN: []byte("918273"), OldPUK: []byte("91827364")}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			steps := 0
+			for stop := 1; ; stop++ {
+				b := newCard(t, pivtest.Config{})
+				if c.used {
+					if err := b.token.Setup(t.Context(), SetupRequest{PIN: c.again.OldPIN, PUK: c.again.OldPUK}); err != nil {
+						t.Fatal(err)
+					}
+				}
+				var given atomic.Int64
+				b.card.OnAPDU(func(apdu []byte, card func([]byte) []byte) []byte {
+					n := given.Add(1)
+					if n > int64(stop) {
+						return nil
+					}
+					answer := card(apdu)
+					if n == int64(stop) && c.mute {
+						return nil
+					}
+					return answer
+				})
+				req := c.again
+				req.PIN, req.PUK = []byte(testPIN), []byte(testPUK)
+				first := b.token.Setup(t.Context(), req)
+				b.card.OnAPDU(nil)
+				if first == nil {
+					if steps < 10 {
+						t.Errorf("setup took %d commands", steps)
+					}
+					return
+				}
+				steps++
+				b.reader.ResetByOther()
+				b.recovers(t, stop, req)
 			}
-			return card(apdu)
 		})
-		req := SetupRequest{PIN: []byte(testPIN), PUK: []byte(testPUK)}
-		first := b.token.Setup(t.Context(), req)
-		b.card.OnAPDU(nil)
-		if first == nil {
-			if stop < 10 {
-				t.Errorf("setup took %d commands", stop)
-			}
-			return
+	}
+}
+
+// recovers wants a card whose setup was interrupted to be set up by the same request, or by one that gives the new
+// secrets as the old ones where the card had them already. Before that its management key is there for
+// whoever has the PIN.
+func (b *bench) recovers(t *testing.T, stop int, req SetupRequest) {
+	t.Helper()
+	generate := token.GenerateRequest{Algorithm: token.P256, Use: token.UseSign}
+	if len(req.OldPIN) != 0 {
+		made := false
+		for _, pin := range [][]byte{req.PIN, req.OldPIN} {
+			generate.Auth.PIN = pin
+			_, err := b.token.Generate(t.Context(), generate)
+			made = made || err == nil
 		}
-		b.reader.ResetByOther()
-		ok := false
-		for _, oldPUK := range []string{"", testPUK} {
-			for _, oldPIN := range []string{"", testPIN} {
-				req.OldPIN, req.OldPUK = []byte(oldPIN), []byte(oldPUK)
-				ok = ok || b.token.Setup(t.Context(), req) == nil
-			}
-		}
-		if !ok {
-			t.Errorf("interrupted after %d commands, the card cannot be set up again", stop)
+		if !made {
+			t.Errorf("interrupted after %d commands: the management key is lost", stop)
 		}
 	}
+	err := b.token.Setup(t.Context(), req)
+	for _, old := range []SetupRequest{{OldPIN: req.OldPIN, OldPUK: req.PUK}, {OldPIN: req.PIN, OldPUK: req.PUK}} {
+		if err != nil && len(req.OldPIN) != 0 { // who says what the old secrets are has to say it again
+			req.OldPIN, req.OldPUK = old.OldPIN, old.OldPUK
+			err = b.token.Setup(t.Context(), req)
+		}
+	}
+	if err != nil {
+		t.Errorf("interrupted after %d commands: set up again: %v", stop, err)
+	}
+	for _, f := range b.token.Diagnose(t.Context()) {
+		if f.Severity != token.SeverityInfo {
+			t.Errorf("interrupted after %d commands and set up again: %v", stop, f)
+		}
+	}
+}
+
+// TestSetupRefused has the card take no PUK with characters beyond ASCII, as firmware 5.7 does; the
+// request can be changed, and goes on.
+func TestSetupRefused(t *testing.T) {
+	t.Parallel()
+	b := newCard(t, pivtest.Config{})
+	wantAll(t, "PUK", b.token.Setup(t.Context(), SetupRequest{PIN: []byte(testPIN), PUK: []byte("p\xfcpp\xfc12")}), token.ErrBadRequest)
+	wantAll(t, "PIN", b.token.Setup(t.Context(), SetupRequest{PIN: []byte("p\xfcpp\xfc12"), PUK: []byte(testPUK)}), token.ErrBadRequest)
+	if err := b.token.Setup(t.Context(), SetupRequest{PIN: []byte(testPIN), PUK: []byte(testPUK)}); err != nil {
+		t.Fatal(err)
+	}
+	wantAll(t, "set PUK", b.token.SetPUK(t.Context(), []byte(testPUK), []byte("p\xfcpp\xfc12")), token.ErrBadRequest)
+	wantAll(t, "set PIN", b.token.SetPIN(t.Context(), []byte(testPIN), []byte("p\xfcpp\xfc12")), token.ErrBadRequest)
+	wantAll(t, "unblock", b.token.Unblock(t.Context(), []byte(testPUK), []byte("p\xfcpp\xfc12")), token.ErrBadRequest)
 }
 
 func TestGenerateWithoutManagementKey(t *testing.T) {

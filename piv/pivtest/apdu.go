@@ -2,7 +2,12 @@ package pivtest
 
 import "encoding/binary"
 
-// A sw is a status word of ISO/IEC 7816-4, Section 5.6.
+// A sw is a status word of ISO/IEC 7816-4, Section 5.6. Which one means what is in SP 800-73-4 Part 2, Section 3, and for
+// YubiKeys in Yubico's .NET SDK manual, "PIV APDU commands": 63Cx and 6983 of VERIFY, CHANGE REFERENCE DATA and RESET RETRY
+// COUNTER, 6982 of a wrong management key, 6985 of a RESET while PIN or PUK is not blocked. Two come from their
+// host programs: 6A88 of GET METADATA for an empty slot (yubikit/piv.py), and 6B00 instead of the standard's
+// 6A86 (yubico-piv-tool's ykpiv.h, yubikit's SW). 6A80 for an absent or wrong key is what both take for it.
+// That ATTEST answers 6A80 for a key that was not generated, and MOVE KEY 6985 for an occupied slot, is nowhere written.
 type sw uint16
 
 const (
@@ -18,6 +23,7 @@ const (
 	swNoSpace        sw = 0x6A84
 	swWrongP1P2      sw = 0x6A86
 	swNoReference    sw = 0x6A88 // referenced data not found
+	swYubicoP1P2     sw = 0x6B00 // what a YubiKey says for swWrongP1P2
 	swUnknownINS     sw = 0x6D00
 	swUnknownCLA     sw = 0x6E00
 	swUnknownFailure sw = 0x6F00

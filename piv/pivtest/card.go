@@ -11,6 +11,7 @@ package pivtest
 
 import (
 	"bytes"
+	"encoding/binary"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -146,6 +147,14 @@ func (c *Card) Transmit(apdu []byte) []byte {
 func (c *Card) transmit(apdu []byte) []byte {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	answer := c.answer(apdu)
+	if n := len(answer); n == 2 && !c.config.Plain && sw(binary.BigEndian.Uint16(answer)) == swWrongP1P2 {
+		return appendSW(nil, swYubicoP1P2)
+	}
+	return answer
+}
+
+func (c *Card) answer(apdu []byte) []byte {
 	cmd, status := parseCommand(apdu)
 	if status == swOK {
 		cmd, status = c.gather(cmd)

@@ -152,7 +152,7 @@ func TestImport(t *testing.T) {
 		{"X25519 in the wrong tag", AlgX25519, encode(6, scalar[:32]), swWrongData},
 		{"unknown policy", AlgP256, join(encode(6, scalar[:32]), encode(0xAA, []byte{9})), swWrongData},
 		{"policy of two bytes", AlgP256, join(encode(6, scalar[:32]), encode(0xAB, []byte{1, 1})), swWrongData},
-		{"unknown algorithm", 0x77, nil, swWrongP1P2},
+		{"unknown algorithm", 0x77, nil, swYubicoP1P2},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
@@ -269,7 +269,7 @@ func TestRefusals(t *testing.T) {
 			encode(0x7C, encode(0x81, make([]byte, 32)), encode(0x81, make([]byte, 32))), swWrongData},
 		{"trailing bytes", pin, insAuthenticate, AlgP256, SlotAuthentication, append(sign[:len(sign):len(sign)], 0), swWrongData},
 		{"generate without management key", pin, insGenerate, 0, SlotAuthentication, nil, swSecurity},
-		{"generate in no slot", auth, insGenerate, 0, 0x99, encode(0xAC, encode(0x80, []byte{AlgP256})), swWrongP1P2},
+		{"generate in no slot", auth, insGenerate, 0, 0x99, encode(0xAC, encode(0x80, []byte{AlgP256})), swYubicoP1P2},
 		{"generate an unknown algorithm", auth, insGenerate, 0, SlotAuthentication, encode(0xAC, encode(0x80, []byte{1})), swWrongData},
 		{"generate with an unknown policy", auth, insGenerate, 0, SlotAuthentication,
 			encode(0xAC, encode(0x80, []byte{AlgP256}), encode(0xAA, []byte{4})), swWrongData},
@@ -291,10 +291,10 @@ func TestRefusals(t *testing.T) {
 		{"move without management key", pin, insMoveKey, SlotRetired1, SlotAuthentication, nil, swSecurity},
 		{"move to an occupied slot", auth, insMoveKey, SlotSignature, SlotAuthentication, nil, swConditions},
 		{"move from an empty slot", auth, insMoveKey, SlotRetired1, SlotRetired20, nil, swNoReference},
-		{"move the attestation key", auth, insMoveKey, SlotRetired1, SlotAttestation, nil, swWrongP1P2},
+		{"move the attestation key", auth, insMoveKey, SlotRetired1, SlotAttestation, nil, swYubicoP1P2},
 		{"answer a witness nobody asked for", nil, insAuthenticate, AlgAES192, SlotManagement,
 			encode(0x7C, encode(0x80, make([]byte, 16)), encode(0x81, make([]byte, 16))), swWrongData},
-		{"another management algorithm", nil, insAuthenticate, AlgTDES, SlotManagement, encode(0x7C, encode(0x80)), swWrongP1P2},
+		{"another management algorithm", nil, insAuthenticate, AlgTDES, SlotManagement, encode(0x7C, encode(0x80)), swYubicoP1P2},
 		{"wrong PIN", nil, insVerify, 0, refPIN, padded("999999"), swTries | 2},
 		{"short PIN block", nil, insVerify, 0, refPIN, []byte("123456"), swWrongData},
 		{"verify the PUK", nil, insVerify, 0, refPUK, padded("123456"), swNoReference},

@@ -53,7 +53,7 @@ func (c *Card) change(cmd command) sw {
 	if ref == nil {
 		return swNoReference
 	}
-	return replace(ref, ref, cmd)
+	return c.replace(ref, ref, cmd)
 }
 
 // unblock is RESET RETRY COUNTER (Section 3.2.3): PUK and new PIN.
@@ -61,7 +61,7 @@ func (c *Card) unblock(cmd command) sw {
 	if cmd.p2 != refPIN {
 		return swNoReference
 	}
-	return replace(&c.state.puk, &c.state.pin, cmd)
+	return c.replace(&c.state.puk, &c.state.pin, cmd)
 }
 
 func (c *Card) reference(ref byte) *secret {
@@ -74,8 +74,9 @@ func (c *Card) reference(ref byte) *secret {
 	return nil
 }
 
-// replace checks the first eight bytes against one secret and sets another to the rest.
-func replace(check, set *secret, cmd command) sw {
+// replace checks the first eight bytes against one secret and sets another to the rest. From firmware 5.7 on it has
+// ASCII characters (Yubico's .NET SDK manual, "Change reference data").
+func (c *Card) replace(check, set *secret, cmd command) sw {
 	if cmd.p1 != 0 {
 		return swWrongP1P2
 	}
@@ -85,7 +86,7 @@ func replace(check, set *secret, cmd command) sw {
 	if status := check.check(cmd.data[:8]); status != swOK {
 		return status
 	}
-	return set.change(cmd.data[8:])
+	return set.change(cmd.data[8:], c.atLeast(5, 7))
 }
 
 // setTries sets how many tries PIN and PUK have, and with that their default values.

@@ -123,9 +123,12 @@ func (s *secret) check(value []byte) sw {
 	return swOK
 }
 
-// change sets a new value, which has 6 to 8 bytes before the padding.
-func (s *secret) change(value []byte) sw {
+// change sets a new value, which has 6 to 8 bytes before the padding, of seven bits each if ascii is set.
+func (s *secret) change(value []byte, ascii bool) sw {
 	if bytes.Contains(value[:6], []byte{0xFF}) {
+		return swWrongData
+	}
+	if ascii && bytes.ContainsFunc(bytes.TrimRight(value, "\xFF"), func(r rune) bool { return r > 0x7F }) {
 		return swWrongData
 	}
 	s.value = [8]byte(value)

@@ -131,6 +131,7 @@ const (
 	NotFound           Status = 0x6A82
 	NoSpace            Status = 0x6A84
 	BadParameters      Status = 0x6A86
+	BadParametersB     Status = 0x6B00 // what YubiKeys say for it
 	ReferenceMissing   Status = 0x6A88
 	WrongLength        Status = 0x6700
 	InstructionMissing Status = 0x6D00
@@ -148,6 +149,7 @@ func (s Status) Error() string {
 		NotFound:           "not found",
 		NoSpace:            "no space",
 		BadParameters:      "bad parameters",
+		BadParametersB:     "bad parameters",
 		ReferenceMissing:   "referenced data not found",
 		WrongLength:        "wrong length",
 		InstructionMissing: "no such instruction",

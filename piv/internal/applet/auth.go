@@ -66,7 +66,7 @@ func (a Applet) PINStatus(ctx context.Context) (verified bool, tries int, err er
 	return false, 0, fmt.Errorf("read tries of PIN: %w", err)
 }
 
-// Change changes the PIN or PUK. Errors as Verify.
+// Change changes the PIN or PUK. Errors as Verify; token.ErrBadRequest also if the card does not take the new one.
 func (a Applet) Change(ctx context.Context, r Reference, old, new []byte) error {
 	return a.replace(ctx, insChangeReference, r, r, old, new)
 }
@@ -90,6 +90,10 @@ func (a Applet) replace(ctx context.Context, ins byte, target, proof Reference, 
 	both := append(append(make([]byte, 0, 2*pinLen), b...), c...)
 	defer clear(both)
 	_, err = a.send(ctx, ins, 0, byte(target), both)
+	if errors.Is(err, apdu.BadData) || errors.Is(err, apdu.ConditionsOfUse) {
+		// 6A80: characters that it does not have; 6985: too simple (ykman, "PIN complexity")
+		return fmt.Errorf("change %v: %w: the card does not take this one: %w", target, token.ErrBadRequest, err)
+	}
 	return wrong(proof, "change "+target.String(), err)
 }
 
