@@ -62,13 +62,11 @@ func (a *app) makeAccount(ctx context.Context, req mesh.AccountInitRequest) erro
 	if (req.Token == "") == (req.SealTo == "") {
 		return usageError{errors.New("one of --token and --seal-to is required")}
 	}
-	return a.with(ctx, func(conn *client.Client) error {
-		made, err := conn.AccountInit(ctx, req)
-		if err != nil {
-			return explainHome(req.Home, err)
-		}
-		return a.printShares(made)
-	})
+	made, err := asked(ctx, a, (*client.Client).AccountInit, req)
+	if err != nil {
+		return explainHome(req.Home, err)
+	}
+	return a.printShares(made)
 }
 
 // printShares prints escrow shares, one in a line, and wipes them.
@@ -144,13 +142,11 @@ go together; the old ones still recover the account.`,
 		Args: args(cobra.MaximumNArgs(1)),
 		RunE: func(c *cobra.Command, names []string) error {
 			req.Account = optional(names)
-			return a.with(c.Context(), func(conn *client.Client) error {
-				made, err := conn.AccountEscrow(c.Context(), req)
-				if err != nil {
-					return err
-				}
-				return a.printShares(made)
-			})
+			made, err := asked(c.Context(), a, (*client.Client).AccountEscrow, req)
+			if err != nil {
+				return err
+			}
+			return a.printShares(made)
 		},
 	}
 	c.Flags().IntVar(&req.Shares, "shares", 3, "`number` of escrow shares")
@@ -210,21 +206,19 @@ func newAccountListCommand(a *app) *cobra.Command {
 		Short: "List the accounts and their devices",
 		Args:  args(cobra.NoArgs),
 		RunE: func(c *cobra.Command, _ []string) error {
-			return a.with(c.Context(), func(conn *client.Client) error {
-				accounts, err := conn.AccountList(c.Context(), mesh.AccountListRequest{})
-				switch {
-				case err != nil:
-					return err
-				case a.json:
-					return a.printJSON(append([]mesh.AccountInfo{}, accounts...))
-				}
-				rows := [][]string{{"UDF", "ADDRESS", "DEVICE", "STATE"}}
-				for _, account := range accounts {
-					rows = append(rows, []string{account.Udf, account.Address, "", "administrator"})
-					rows = append(rows, deviceRows(account)...)
-				}
-				return a.printTable(rows)
-			})
+			accounts, err := asked(c.Context(), a, (*client.Client).AccountList, mesh.AccountListRequest{})
+			switch {
+			case err != nil:
+				return err
+			case a.json:
+				return a.printJSON(append([]mesh.AccountInfo{}, accounts...))
+			}
+			rows := [][]string{{"UDF", "ADDRESS", "DEVICE", "STATE"}}
+			for _, account := range accounts {
+				rows = append(rows, []string{account.Udf, account.Address, "", "administrator"})
+				rows = append(rows, deviceRows(account)...)
+			}
+			return a.printTable(rows)
 		},
 	}
 }
@@ -319,15 +313,13 @@ expect. Carry it to the device by a way that others cannot read.`,
 		Args: args(cobra.MaximumNArgs(1)),
 		RunE: func(c *cobra.Command, names []string) error {
 			req.Account = optional(names)
-			return a.with(c.Context(), func(conn *client.Client) error {
-				made, err := conn.AccountPIN(c.Context(), req)
-				if err != nil {
-					return err
-				}
-				defer clear(made.PIN)
-				a.say("for account %s %s, which the device approves by this name", made.Account.Udf, made.Account.Address)
-				return a.print(append(made.PIN, '\n'))
-			})
+			made, err := asked(c.Context(), a, (*client.Client).AccountPIN, req)
+			if err != nil {
+				return err
+			}
+			defer clear(made.PIN)
+			a.say("for account %s %s, which the device approves by this name", made.Account.Udf, made.Account.Address)
+			return a.print(append(made.PIN, '\n'))
 		},
 	}
 	c.Flags().IntVar(&req.Hours, "hours", 24, "how many `hours` it is good")
@@ -347,18 +339,16 @@ device, "account connect --witness" connects it.`,
 			if req.Request, err = a.readJSON(optional(files)); err != nil {
 				return err
 			}
-			return a.with(c.Context(), func(conn *client.Client) error {
-				made, err := conn.AccountAcknowledge(c.Context(), req)
-				switch {
-				case err != nil:
-					return err
-				case a.json:
-					return a.printJSON(made)
-				}
-				a.say("device %s", made.Device)
-				a.say("witness %s", made.Witness)
-				return a.print(append(made.ConnectResponse, '\n'))
-			})
+			made, err := asked(c.Context(), a, (*client.Client).AccountAcknowledge, req)
+			switch {
+			case err != nil:
+				return err
+			case a.json:
+				return a.printJSON(made)
+			}
+			a.say("device %s", made.Device)
+			a.say("witness %s", made.Witness)
+			return a.print(append(made.ConnectResponse, '\n'))
 		},
 	}
 	c.Flags().StringVar(&req.Account, "account", "", "UDF or address of the `account`")
@@ -384,13 +374,11 @@ later by "account grant".`,
 			if req.Request, err = a.readJSON(optional(files)); err != nil {
 				return err
 			}
-			return a.with(c.Context(), func(conn *client.Client) error {
-				made, err := conn.AccountConnect(c.Context(), req)
-				if err != nil {
-					return explainConnect(err)
-				}
-				return a.printConnection(made, catalog)
-			})
+			made, err := asked(c.Context(), a, (*client.Client).AccountConnect, req)
+			if err != nil {
+				return explainConnect(err)
+			}
+			return a.printConnection(made, catalog)
 		},
 	}
 	c.Flags().StringVar(&req.Account, "account", "", "UDF or address of the `account` (default: that of the request)")
@@ -426,13 +414,11 @@ the device has is not taken from it by force: services and other devices must dr
 		Args: args(cobra.ExactArgs(1)),
 		RunE: func(c *cobra.Command, names []string) error {
 			req.Device = names[0]
-			return a.with(c.Context(), func(conn *client.Client) error {
-				statement, err := conn.AccountRevoke(c.Context(), req)
-				if err != nil {
-					return err
-				}
-				return a.print(fmt.Appendf(nil, "%s\n", statement))
-			})
+			statement, err := asked(c.Context(), a, (*client.Client).AccountRevoke, req)
+			if err != nil {
+				return err
+			}
+			return a.print(fmt.Appendf(nil, "%s\n", statement))
 		},
 	}
 	c.Flags().StringVar(&req.Account, "account", "", "UDF or address of the `account`")

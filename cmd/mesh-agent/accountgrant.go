@@ -36,13 +36,11 @@ better: it was never anywhere else.`,
 				return usageError{errors.New("--grant-ssh or --grant-mail is required")}
 			}
 			req.Device = names[0]
-			return a.with(c.Context(), func(conn *client.Client) error {
-				made, err := conn.AccountGrant(c.Context(), req)
-				if err != nil {
-					return err
-				}
-				return a.printConnection(made, catalog)
-			})
+			made, err := asked(c.Context(), a, (*client.Client).AccountGrant, req)
+			if err != nil {
+				return err
+			}
+			return a.printConnection(made, catalog)
 		},
 	}
 	addGrantFlags(c, &req.ApplicationGrants)

@@ -30,11 +30,16 @@ func (a *app) with(ctx context.Context, do func(*client.Client) error) error {
 	return do(conn)
 }
 
-// keyInfo describes one key of the agent.
-func (a *app) keyInfo(ctx context.Context, id string) (key *mesh.KeyInfo, err error) {
+// asked connects to the agent for one request.
+func asked[Request, Response any](ctx context.Context, a *app, call func(*client.Client, context.Context, Request) (Response, error), req Request) (response Response, err error) {
 	err = a.with(ctx, func(conn *client.Client) error {
-		key, err = conn.KeyShow(ctx, id)
+		response, err = call(conn, ctx, req)
 		return err
 	})
-	return key, err
+	return response, err
+}
+
+// keyInfo describes one key of the agent.
+func (a *app) keyInfo(ctx context.Context, id string) (*mesh.KeyInfo, error) {
+	return asked(ctx, a, (*client.Client).KeyShow, id)
 }

@@ -78,20 +78,18 @@ same token.
 					return err
 				}
 			}
-			return a.with(c.Context(), func(conn *client.Client) error {
-				d, err := conn.DeviceInit(c.Context(), req)
-				if err != nil {
-					return explainHome(req.Home, err)
-				}
-				a.say("device %s, keys: %s", d.Udf, d.Tier)
-				for _, note := range d.Notes {
-					a.say("%s", note)
-				}
-				if a.json {
-					return a.printJSON(d)
-				}
-				return a.print(append(d.Profile, '\n'))
-			})
+			d, err := asked(c.Context(), a, (*client.Client).DeviceInit, req)
+			if err != nil {
+				return explainHome(req.Home, err)
+			}
+			a.say("device %s, keys: %s", d.Udf, d.Tier)
+			for _, note := range d.Notes {
+				a.say("%s", note)
+			}
+			if a.json {
+				return a.printJSON(d)
+			}
+			return a.print(append(d.Profile, '\n'))
 		},
 	}
 	addIdentityHomeFlags(c, &req.Home)
@@ -240,17 +238,15 @@ the witness (mesh-agent device witness).`,
 				defer clear(data)
 				req.PIN = data
 			}
-			return a.with(c.Context(), func(conn *client.Client) error {
-				made, err := conn.DeviceConnect(c.Context(), req)
-				switch {
-				case err != nil:
-					return explainDevice(err)
-				case a.json:
-					return a.printJSON(made)
-				}
-				a.say("request %s", made.MessageId)
-				return a.print(append(made.Request, '\n'))
-			})
+			made, err := asked(c.Context(), a, (*client.Client).DeviceConnect, req)
+			switch {
+			case err != nil:
+				return explainDevice(err)
+			case a.json:
+				return a.printJSON(made)
+			}
+			a.say("request %s", made.MessageId)
+			return a.print(append(made.Request, '\n'))
 		},
 	}
 	c.Flags().StringVar(&pin, "pin", "", "`file` with the PIN, or - for standard input")
@@ -285,17 +281,15 @@ computes it. If the administrator sees the same, approve the account that it nam
 			if err != nil {
 				return err
 			}
-			return a.with(c.Context(), func(conn *client.Client) error {
-				w, err := conn.DeviceWitness(c.Context(), mesh.DeviceWitnessRequest{ConnectResponse: data})
-				switch {
-				case err != nil:
-					return explainDevice(err)
-				case a.json:
-					return a.printJSON(w)
-				}
-				a.say("if the administrator of %s sees the same: mesh-agent device approve %s", w.Account.Address, w.Account.Udf)
-				return a.print([]byte(w.Witness + "\n"))
-			})
+			w, err := asked(c.Context(), a, (*client.Client).DeviceWitness, mesh.DeviceWitnessRequest{ConnectResponse: data})
+			switch {
+			case err != nil:
+				return explainDevice(err)
+			case a.json:
+				return a.printJSON(w)
+			}
+			a.say("if the administrator of %s sees the same: mesh-agent device approve %s", w.Account.Address, w.Account.Udf)
+			return a.print([]byte(w.Witness + "\n"))
 		},
 	}
 }
@@ -385,24 +379,22 @@ need no second confirmation; those that are no more in the entry are deleted.
 }
 
 func (a *app) activate(ctx context.Context, req mesh.DeviceActivateRequest) error {
-	return a.with(ctx, func(conn *client.Client) error {
-		done, err := conn.DeviceActivate(ctx, req)
-		if err != nil {
-			return explainActivation(err)
-		}
-		for _, refused := range done.Refused {
-			a.say("not taken: %s", refused)
-		}
-		switch {
-		case a.json:
-			return a.printJSON(done)
-		case done.Revoked:
-			a.say("the device is no more connected to %s %s", done.Account.Udf, done.Account.Address)
-			return nil
-		}
-		a.say("connected to %s %s", done.Account.Udf, done.Account.Address)
-		return a.printTable(keyRows(done.Account.Generation, "", done.Account.Keys))
-	})
+	done, err := asked(ctx, a, (*client.Client).DeviceActivate, req)
+	if err != nil {
+		return explainActivation(err)
+	}
+	for _, refused := range done.Refused {
+		a.say("not taken: %s", refused)
+	}
+	switch {
+	case a.json:
+		return a.printJSON(done)
+	case done.Revoked:
+		a.say("the device is no more connected to %s %s", done.Account.Udf, done.Account.Address)
+		return nil
+	}
+	a.say("connected to %s %s", done.Account.Udf, done.Account.Address)
+	return a.printTable(keyRows(done.Account.Generation, "", done.Account.Keys))
 }
 
 // explainActivation adds what to do about a connection that is not taken.
