@@ -406,6 +406,8 @@ func explainActivation(err error) error {
 	switch {
 	case strings.HasPrefix(status.Text, "policy: no account is approved"), strings.Contains(status.Text, "step 1 account profile"):
 		return hint(err, "approve the account by the UDF that its administrator tells you: mesh-agent device approve UDF")
+	case strings.Contains(status.Text, "answers no request"):
+		return hint(err, "answers are taken once; for a device that was preconfigured and asked for nothing, add --unsolicited")
 	case strings.HasPrefix(status.Text, "Confirm:"):
 		return hint(err, "if you know that it is newer, add --confirm")
 	}
