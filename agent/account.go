@@ -435,7 +435,7 @@ func (r *request) describeAccount(a *devicestate.Account) *mesh.AccountInfo {
 }
 
 func describeConnected(d *devicestate.Connected) mesh.AccountDevice {
-	return mesh.AccountDevice{Udf: d.Udf, Roles: d.Roles, Revoked: d.Revoked, Encryption: d.Encryption}
+	return mesh.AccountDevice{Udf: d.Udf, Roles: d.Roles, Revoked: d.Revoked}
 }
 
 // accountList answers AccountListRequest.
@@ -466,7 +466,7 @@ func (r *request) accountList(ctx context.Context, req mesh.AccountListRequest) 
 			return nil, err
 		}
 		made := describeConnected(d)
-		made.Entry = d.Entry
+		made.Encryption, made.Entry = d.Encryption, d.Entry
 		info.Devices = []mesh.AccountDevice{made}
 	}
 	response.Accounts = []mesh.AccountInfo{*info}

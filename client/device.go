@@ -97,12 +97,15 @@ func withAccount(out *mesh.AccountInitResponse, err error) (*mesh.AccountInitRes
 	return out, err
 }
 
-// AccountList lists the accounts that the agent administers. With a name the list has that one, with
-// the entries of its devices.
+// AccountList lists the accounts that the agent administers. If an account is named it has its applications, and if a device
+// is, that device alone with its entry.
 func (c *Client) AccountList(ctx context.Context, req mesh.AccountListRequest) ([]mesh.AccountInfo, error) {
 	out, err := fetch[mesh.AccountListResponse](ctx, c, mesh.TagAccountListRequest, req, mesh.TagAccountListResponse)
-	if err != nil {
+	switch {
+	case err != nil:
 		return nil, err
+	case req.Device != "" && (len(out.Accounts) != 1 || len(out.Accounts[0].Devices) != 1):
+		return nil, fmt.Errorf("%w: not the device that was asked for", ErrProtocol)
 	}
 	return out.Accounts, nil
 }

@@ -259,11 +259,12 @@ type AccountInfo struct {
 
 // AccountDevice is a device of an account.
 type AccountDevice struct {
-	Udf        string
-	Roles      []string         `json:",omitzero"`
-	Revoked    bool             `json:",omitzero"`
-	Encryption strictjson.Value `json:",omitzero"` // public KeyData of its combined key
-	Entry      strictjson.Value `json:",omitzero"` // CatalogedDevice; only if the device is named
+	Udf     string
+	Roles   []string `json:",omitzero"`
+	Revoked bool     `json:",omitzero"`
+	// Of a device that AccountListRequest names: the public KeyData of its combined key, and its CatalogedDevice.
+	Encryption strictjson.Value `json:",omitzero"`
+	Entry      strictjson.Value `json:",omitzero"`
 }
 
 // AccountListRequest asks for all accounts, or for one with its applications, or for one device of one

@@ -113,7 +113,7 @@ func generationOf(e *mesh.Envelope) mesh.Generation {
 }
 
 func connectionKey(e *mesh.Envelope, g mesh.Generation, now time.Time) (token.PublicKey, error) {
-	c, err := device.ParseConnection(e, g, now)
+	c, err := readConnection(e, g, now)
 	if err != nil {
 		return token.PublicKey{}, err
 	}
@@ -144,6 +144,15 @@ func (a *app) recipientNamed(ctx context.Context, name string) (key token.Public
 	return key, err
 }
 
+// deviceKey is the combined key of a device that is administered here.
+func deviceKey(ctx context.Context, conn *client.Client, account, name string) (token.PublicKey, error) {
+	accounts, err := conn.AccountList(ctx, mesh.AccountListRequest{Account: account, Device: name})
+	if err != nil {
+		return token.PublicKey{}, err
+	}
+	return mesh.ParseKeyDataPublic(accounts[0].Devices[0].Encryption)
+}
+
 func (a *app) knownIdentity(ctx context.Context, conn *client.Client, name string, key *token.PublicKey) error {
 	accounts, err := conn.AccountList(ctx, mesh.AccountListRequest{})
 	if err != nil {
@@ -156,7 +165,7 @@ func (a *app) knownIdentity(ctx context.Context, conn *client.Client, name strin
 		}
 		for _, d := range account.Devices {
 			if sameKey(d.Udf, name) && !d.Revoked {
-				*key, err = mesh.ParseKeyDataPublic(d.Encryption)
+				*key, err = deviceKey(ctx, conn, account.Udf, d.Udf)
 				return err
 			}
 		}
