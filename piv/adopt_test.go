@@ -16,6 +16,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/mesh-agent/mesh-agent/piv/internal/applet"
 	"github.com/mesh-agent/mesh-agent/piv/pivtest"
 	"github.com/mesh-agent/mesh-agent/token"
 )
@@ -78,9 +79,10 @@ func TestAdopt(t *testing.T) {
 	}
 }
 
-// run runs a program that uses the card.
+// run runs a program that uses the card, which it may want for itself.
 func (b *bench) run(tb testing.TB, input, program string, args ...string) string {
 	tb.Helper()
+	b.idle(tb)
 	c := exec.CommandContext(tb.Context(), program, args...)
 	c.Env = []string{b.daemon.Env(), "PATH=" + os.Getenv("PATH")}
 	c.Stdin = strings.NewReader(input)
@@ -267,5 +269,25 @@ func TestAdoptUntold(t *testing.T) {
 		open.Handle[9] = flags
 		_, err := b.token.Open(t.Context(), open)
 		wantAll(t, "open with changed flags", err, token.ErrCorrupt)
+	}
+}
+
+// TestAdoptDefault takes over keys of which the card says that their policies are those of the slot.
+func TestAdoptDefault(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, pivtest.Config{}, Options{})
+	for slot, pin := range map[byte]token.PINPolicy{0x9A: token.PINOnce, 0x9C: token.PINAlways, 0x9E: token.PINNever, 0x82: token.PINOnce} {
+		if _, err := b.card.Generate(slot, pivtest.AlgP256, pivtest.PINPolicyDefault, pivtest.TouchPolicyDefault); err != nil {
+			t.Fatal(err)
+		}
+		b.card.OnAPDU(func(apdu []byte, card func([]byte) []byte) []byte {
+			answer := card(apdu)
+			if i := bytes.Index(answer, []byte{0x02, 0x02}); apdu[1] == 0xF7 && apdu[3] == slot && i == 3 {
+				answer[i+2], answer[i+3] = 0, 0
+			}
+			return answer
+		})
+		b.adopts(t, applet.Slot(slot).String(), token.UseSign, token.Policy{PIN: pin, Touch: token.TouchNever})
+		b.card.OnAPDU(nil)
 	}
 }

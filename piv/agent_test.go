@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"testing"
-	"time"
 
 	"github.com/mesh-agent/mesh-agent/agent/agenttest"
 	"github.com/mesh-agent/mesh-agent/client"
@@ -24,21 +23,15 @@ func dial(t *testing.T, socket string) *client.Client {
 	return c
 }
 
-// state waits until the agent says this of its only token.
+// state wants the agent to say this of its only token.
 func state(t *testing.T, c *client.Client, s token.State, touches int) {
 	t.Helper()
-	for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
-		status, err := c.Status(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
-		info := status.Tokens[0]
-		if info.State == string(s) && info.Touches == touches {
-			return
-		}
-		if time.Now().After(end) {
-			t.Fatalf("state is %q with %d touches, want %q with %d", info.State, info.Touches, s, touches)
-		}
+	status, err := c.Status(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if info := status.Tokens[0]; info.State != string(s) || info.Touches != touches {
+		t.Errorf("state is %q with %d touches, want %q with %d", info.State, info.Touches, s, touches)
 	}
 }
 
@@ -46,7 +39,12 @@ func state(t *testing.T, c *client.Client, s token.State, touches int) {
 // up, the wait ends, and the card is free.
 func TestTouchThroughSocket(t *testing.T) {
 	t.Parallel()
-	b := newBench(t, pivtest.Config{}, Options{})
+	ended := make(chan struct{}, 8) // a wait
+	b := newBench(t, pivtest.Config{}, Options{Touch: func(_ context.Context, e TouchEvent) {
+		if !e.Waiting {
+			ended <- struct{}{}
+		}
+	}})
 	socket := agenttest.Serve(t, b.token)
 	asking, watching := dial(t, socket), dial(t, socket)
 	made, err := asking.KeyGenerate(t.Context(), mesh.KeyGenerateRequest{
@@ -69,16 +67,19 @@ func TestTouchThroughSocket(t *testing.T) {
 		return done
 	}
 	done := agree(asking)
-	state(t, watching, token.StateTouch, 2)
-	b.card.Answer(true)
-	state(t, watching, token.StateTouch, 1)
-	b.card.Answer(true)
+	for touches := 2; touches > 0; touches-- {
+		<-b.card.TouchWaits()
+		state(t, watching, token.StateTouch, touches)
+		b.card.Answer(true)
+		<-ended
+	}
 	if err := <-done; err != nil {
 		t.Fatal(err)
 	}
 	state(t, watching, token.StateReady, 0)
 
 	done = agree(asking)
+	<-b.card.TouchWaits()
 	state(t, watching, token.StateTouch, 2)
 	if err := asking.Close(); err != nil {
 		t.Fatal(err)
@@ -87,10 +88,9 @@ func TestTouchThroughSocket(t *testing.T) {
 		t.Error("agreed without a touch")
 	}
 	// The card's own wait was abandoned with the connection: the PIN may be lost, the wait is over.
-	for end := time.Now().Add(10 * time.Second); b.token.Info().State == token.StateTouch; time.Sleep(time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatal("still waiting for touch")
-		}
+	<-ended
+	if s := b.token.Info().State; s == token.StateTouch {
+		t.Error("still waiting for touch")
 	}
 	b.card.SetTouch(pivtest.TouchGiven)
 	b.card.Answer(false) // the card's own time limit

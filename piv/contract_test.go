@@ -1,7 +1,9 @@
 package piv
 
 import (
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/mesh-agent/mesh-agent/piv/pivtest"
 	"github.com/mesh-agent/mesh-agent/token"
@@ -19,6 +21,48 @@ type bench struct {
 	daemon *pivtest.Daemon
 	reader *pivtest.Reader
 	token  *Token
+	states states
+}
+
+// states tells who waits that a token has another state.
+type states struct {
+	mu      sync.Mutex
+	changed chan struct{} // closed at the next change; nil if nobody waits
+}
+
+func (s *states) note(token.State) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.changed != nil {
+		close(s.changed)
+		s.changed = nil
+	}
+}
+
+func (s *states) next() <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.changed == nil {
+		s.changed = make(chan struct{})
+	}
+	return s.changed
+}
+
+// await waits until the token is in a state, which its watcher finds out.
+func (b *bench) await(tb testing.TB, want token.State) {
+	tb.Helper()
+	late := time.After(10 * time.Second)
+	for {
+		changed := b.states.next()
+		if b.token.Info().State == want {
+			return
+		}
+		select {
+		case <-changed:
+		case <-late:
+			tb.Fatalf("state is %q, want %q", b.token.Info().State, want)
+		}
+	}
 }
 
 // newBench sets up a new card; its token is unlocked.
@@ -36,7 +80,7 @@ func newBench(tb testing.TB, config pivtest.Config, o Options) *bench {
 // open opens another token of the card.
 func (b *bench) open(tb testing.TB, o Options) *Token {
 	tb.Helper()
-	o.Serial, o.Socket = b.card.Serial(), b.daemon.Socket
+	o.Serial, o.Socket, o.State = b.card.Serial(), b.daemon.Socket, b.states.note
 	t, err := Open(tb.Context(), o)
 	if err != nil {
 		tb.Fatal(err)

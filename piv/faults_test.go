@@ -47,17 +47,6 @@ func wantAll(tb testing.TB, what string, err error, want ...error) {
 	}
 }
 
-// await waits until the token is in a state, which its watcher finds out.
-func await(tb testing.TB, t *Token, want token.State) {
-	tb.Helper()
-	for end := time.Now().Add(10 * time.Second); t.Info().State != want; {
-		if time.Now().After(end) {
-			tb.Fatalf("state is %q, want %q", t.Info().State, want)
-		}
-		time.Sleep(time.Millisecond)
-	}
-}
-
 // TestHeals has each fault happen to a card in use: it has its own error, and when it is
 // over the same key works, without anything being opened again.
 func TestHeals(t *testing.T) {
@@ -103,7 +92,7 @@ func TestHeals(t *testing.T) {
 			b.idle(t)
 			c.harm(b)
 			if c.state != "" {
-				await(t, b.token, c.state)
+				b.await(t, c.state)
 			}
 			err := sign(t.Context(), k, token.Auth{})
 			if c.want == nil && err != nil {
@@ -112,7 +101,7 @@ func TestHeals(t *testing.T) {
 			wantAll(t, "sign", err, c.want...)
 			c.mend(b)
 			if !c.keeps {
-				await(t, b.token, token.StateLocked)
+				b.await(t, token.StateLocked)
 			}
 			auth := token.Auth{}
 			if !c.keeps {
@@ -129,11 +118,8 @@ func TestHeals(t *testing.T) {
 // idle waits until the token has let the card go.
 func (b *bench) idle(tb testing.TB) {
 	tb.Helper()
-	for end := time.Now().Add(10 * time.Second); b.reader.Handles() > 0 || b.reader.InTransaction(); {
-		if time.Now().After(end) {
-			tb.Fatal("the card is held while idle")
-		}
-		time.Sleep(time.Millisecond)
+	if !b.reader.AwaitFree(10 * time.Second) {
+		tb.Fatal("the card is held while idle")
 	}
 }
 

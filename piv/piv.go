@@ -54,6 +54,8 @@ type Options struct {
 	// Touch is told when the card begins to wait for a touch, and when that ends. It must
 	// return at once. The context is that of the call which waits.
 	Touch func(context.Context, TouchEvent)
+	// State is told each new state of the card, without touches. It must return at once.
+	State func(token.State)
 
 	only []token.Algorithm // instead of all that the firmware has, for tests
 }
@@ -135,6 +137,9 @@ func (o Options) withDefaults() Options {
 	if o.Touch == nil {
 		o.Touch = func(context.Context, TouchEvent) {}
 	}
+	if o.State == nil {
+		o.State = func(token.State) {}
+	}
 	o.ManagementKey = slices.Clone(o.ManagementKey)
 	return o
 }
@@ -196,6 +201,7 @@ func (t *Token) setState(s token.State) {
 		info := *old
 		info.State = s
 		if t.info.CompareAndSwap(old, &info) {
+			t.options.State(s)
 			return
 		}
 	}

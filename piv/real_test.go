@@ -16,7 +16,7 @@ func TestRealPcscd(t *testing.T) {
 	b := &bench{card: pivtest.NewCard(pivtest.Config{})}
 	p.Insert(0, b.card)
 	var err error
-	if b.token, err = Open(t.Context(), Options{Serial: b.card.Serial(), Socket: p.Socket, Timeout: 20 * time.Second}); err != nil {
+	if b.token, err = Open(t.Context(), Options{Serial: b.card.Serial(), Socket: p.Socket, Timeout: 20 * time.Second, State: b.states.note}); err != nil {
 		t.Fatal(err)
 	}
 	defer func() {
@@ -43,22 +43,22 @@ func TestRealPcscd(t *testing.T) {
 	}
 
 	p.Remove(0)
-	await(t, b.token, token.StateAbsent)
+	b.await(t, token.StateAbsent)
 	wantAll(t, "sign without a card", sign(t.Context(), k, token.Auth{}), token.ErrAbsent, ErrNoCard)
 	p.Insert(1, pivtest.NewCard(pivtest.Config{Serial: 99}))
-	await(t, b.token, token.StateReplaced)
+	b.await(t, token.StateReplaced)
 	wantAll(t, "sign with another card", sign(t.Context(), k, token.Auth{}), token.ErrReplaced, ErrOtherCard)
 	p.Insert(0, b.card)
-	await(t, b.token, token.StateLocked)
+	b.await(t, token.StateLocked)
 	wantAll(t, "sign without the PIN", sign(t.Context(), k, token.Auth{}), token.ErrAuthNeeded)
 	works("after reinsertion", pin)
 
 	p.Kill()
-	await(t, b.token, token.StateAbsent)
+	b.await(t, token.StateAbsent)
 	wantAll(t, "sign without pcscd", sign(t.Context(), k, pin), token.ErrAbsent, ErrNoService)
 	p.Start()
 	p.Insert(0, b.card)
-	await(t, b.token, token.StateLocked)
+	b.await(t, token.StateLocked)
 	works("after a restart", pin)
 
 	p.Pull(0) // pcscd believes for a moment that it is there

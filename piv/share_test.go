@@ -104,11 +104,8 @@ func TestFailingCard(t *testing.T) {
 		t.Errorf("the other process afterwards: %v\n%s", err, out)
 	}
 	b.idle(t)
-	for end := time.Now().Add(10 * time.Second); reader.Handles() > 0 || b.daemon.Clients() > 2; {
-		if time.Now().After(end) {
-			t.Fatalf("%d handles and %d connections are left", reader.Handles(), b.daemon.Clients())
-		}
-		time.Sleep(time.Millisecond)
+	if !reader.AwaitFree(10*time.Second) || !b.daemon.AwaitClients(2, 10*time.Second) {
+		t.Errorf("%d handles and %d connections are left", reader.Handles(), b.daemon.Clients())
 	}
 }
 

@@ -101,6 +101,7 @@ func (s *session) look(ctx context.Context, slot applet.Slot) (applet.Metadata, 
 		return s.lookWithoutMetadata(ctx, slot)
 	}
 	m, err := s.Metadata(ctx, slot)
+	m.Policy = orSlotPolicy(m.Policy, slot)
 	if err == nil && isTombstone(m.Public) {
 		return m, fmt.Errorf("%w: slot %v was emptied", token.ErrNotFound, slot)
 	}
@@ -117,7 +118,9 @@ func (s *session) lookWithoutMetadata(ctx context.Context, slot applet.Slot) (ap
 	var status apdu.Status
 	cert, err := s.Attest(ctx, slot)
 	if err == nil {
-		return metadataOf(cert)
+		m, err := metadataOf(cert)
+		m.Policy = orSlotPolicy(m.Policy, slot)
+		return m, err
 	}
 	if !errors.As(err, &status) {
 		return applet.Metadata{}, err
@@ -164,6 +167,17 @@ func slotPolicy(slot applet.Slot) token.Policy {
 		return token.Policy{PIN: token.PINNever, Touch: token.TouchNever}
 	}
 	return token.Policy{PIN: token.PINOnce, Touch: token.TouchNever}
+}
+
+// orSlotPolicy fills in what a card leaves to the slot.
+func orSlotPolicy(p token.Policy, slot applet.Slot) token.Policy {
+	if p.PIN == token.PINDefault {
+		p.PIN = slotPolicy(slot).PIN
+	}
+	if p.Touch == token.TouchDefault {
+		p.Touch = token.TouchNever
+	}
+	return p
 }
 
 // check compares what is in a slot with a key and returns what the card tells of it.

@@ -47,7 +47,12 @@ func (a *app) openPIV(ctx context.Context, s settings, log *slog.Logger) (tokens
 		}
 	}()
 	for _, serial := range s.piv {
-		t, err := piv.Open(ctx, piv.Options{Serial: serial, Socket: a.getenv("PCSCLITE_CSOCK_NAME"), Touch: touchNotice(s.prompter, log)})
+		t, err := piv.Open(ctx, piv.Options{
+			Serial: serial, Socket: a.getenv("PCSCLITE_CSOCK_NAME"), Touch: touchNotice(s.prompter, log),
+			State: func(state token.State) {
+				log.Info("state of the PIV card", "token", piv.Name(serial), "state", string(state))
+			},
+		})
 		if err != nil {
 			return tokens, err
 		}

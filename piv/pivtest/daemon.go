@@ -119,6 +119,13 @@ func (d *Daemon) Clients() int {
 	return len(d.clients)
 }
 
+// AwaitClients waits until no more than n connections are open, and reports whether that came in time.
+func (d *Daemon) AwaitClients(n int, limit time.Duration) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.waitFor(limit, func() bool { return len(d.clients) <= n })
+}
+
 // Start starts a stopped daemon again at the same socket, with the same readers and cards.
 func (d *Daemon) Start() {
 	d.tb.Helper()
@@ -546,6 +553,7 @@ func (d *Daemon) drop(c *client) {
 	d.abandon(c)
 	delete(d.clients, c.number)
 	close(c.out)
+	d.changed.Broadcast()
 }
 
 // send queues bytes for a client. One that does not read is cut off.
@@ -573,13 +581,13 @@ func (d *Daemon) waitLocked(ok func() bool) bool {
 	return d.listener != nil
 }
 
-// waitBriefly waits until ok or pollRate is over.
-func (d *Daemon) waitBriefly(ok func() bool) {
+// waitFor waits until ok, the limit is over or the daemon stops, and returns what ok says then.
+func (d *Daemon) waitFor(limit time.Duration, ok func() bool) bool {
 	if ok() {
-		return
+		return true
 	}
 	late := false
-	timer := time.AfterFunc(pollRate, func() {
+	timer := time.AfterFunc(limit, func() {
 		d.mu.Lock()
 		defer d.mu.Unlock()
 		late = true
@@ -587,6 +595,7 @@ func (d *Daemon) waitBriefly(ok func() bool) {
 	})
 	defer timer.Stop()
 	d.waitLocked(func() bool { return late || ok() })
+	return ok()
 }
 
 // It fails to compile if the layout of a reader's state does not add up.

@@ -3,6 +3,7 @@ package pivtest
 import (
 	"encoding/binary"
 	"slices"
+	"time"
 )
 
 // A Device is a card as a reader sees it. Transmit returns nil if the card does not answer.
@@ -141,6 +142,13 @@ func (r *Reader) InTransaction() bool {
 	r.daemon.mu.Lock()
 	defer r.daemon.mu.Unlock()
 	return r.owner != nil
+}
+
+// AwaitFree waits until no client has a handle or transaction, and reports whether that came in time.
+func (r *Reader) AwaitFree(limit time.Duration) bool {
+	r.daemon.mu.Lock()
+	defer r.daemon.mu.Unlock()
+	return r.daemon.waitFor(limit, func() bool { return r.sharing == 0 && r.owner == nil })
 }
 
 // change locks the daemon and returns what unlocks it and tells the waiting clients.
@@ -348,7 +356,7 @@ func (r *Reader) begin(h *handle) Code {
 	if h.event != Success {
 		return h.event
 	}
-	r.daemon.waitBriefly(func() bool { return r.owner == nil || r.owner == h || h.reader == nil })
+	r.daemon.waitFor(pollRate, func() bool { return r.owner == nil || r.owner == h || h.reader == nil })
 	switch {
 	case h.reader == nil:
 		return ReaderUnavailable

@@ -17,7 +17,7 @@ func HasPolicies(v Version) bool { return v.AtLeast(4, 0) }
 // Metadata is what the card tells of the key in a slot.
 type Metadata struct {
 	Public    token.PublicKey
-	Policy    token.Policy // zero if the card does not tell
+	Policy    token.Policy // zero, or a part of it, if the card does not tell or leaves it to the slot
 	Generated bool         // in the card, not imported
 }
 

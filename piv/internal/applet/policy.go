@@ -60,13 +60,14 @@ func encodePolicy(p token.Policy) ([]byte, error) {
 	return b, nil
 }
 
-// parsePolicy decodes the two octets in which the card tells a key's policies.
+// parsePolicy decodes the two octets in which the card tells a key's policies. Zero is what the slot
+// has by itself.
 func parsePolicy(b []byte) (token.Policy, error) {
 	if len(b) != 2 {
 		return token.Policy{}, fmt.Errorf("%w: policy of %d octets", apdu.ErrMalformed, len(b))
 	}
 	p := NumberedPolicy(b[0], b[1])
-	if p.PIN == token.PINDefault || p.Touch == token.TouchDefault {
+	if p.PIN == token.PINDefault && b[0] != 0 || p.Touch == token.TouchDefault && b[1] != 0 {
 		return token.Policy{}, fmt.Errorf("policies %02x %02x of the key: %w", b[0], b[1], token.ErrUnsupported)
 	}
 	return p, nil
