@@ -111,7 +111,7 @@ func (a *Agent) promptInfo() *mesh.PromptInfo {
 	waiting := slices.Clone(a.prompts.waiting)
 	a.prompts.mu.Unlock()
 	for _, w := range waiting {
-		info.Waiting = append(info.Waiting, mesh.PromptWait{Token: w.token, KeyId: w.entry.Udf, Client: w.client()})
+		info.Waiting = append(info.Waiting, mesh.PromptWait{Token: w.token, KeyId: w.entry.Udf, Client: w.client(), PID: int(w.pid)})
 	}
 	return info
 }
@@ -197,6 +197,7 @@ func (p *plea) ask(ctx context.Context, t token.Token, n keyring.Need) (pin []by
 	if err != nil {
 		return nil, false, err
 	}
+	p.log.Info("asking for a PIN", "token", n.Token, "key", p.entry.Udf, "pid", p.pid)
 	if last = left == 1; last {
 		err = p.config.Prompter.Confirm(ctx, prompt.Question{Title: "mesh-agent", Text: p.lastTry(n)})
 	}
@@ -327,11 +328,13 @@ func (p *plea) question(n keyring.Need, left int) prompt.Question {
 	case left > 1:
 		lines = append(lines, fmt.Sprintf("%d tries are left.", left))
 	}
-	switch {
-	case n.Touches == 1:
-		lines = append(lines, "Afterwards the token may want to be touched.")
+	switch always := n.Policy.Touch == token.TouchAlways; {
 	case n.Touches > 1:
 		lines = append(lines, fmt.Sprintf("Afterwards the token wants to be touched %d times.", n.Touches))
+	case always:
+		lines = append(lines, "Afterwards the token wants to be touched.")
+	case n.Touches == 1:
+		lines = append(lines, "Afterwards the token may want to be touched.")
 	}
 	q := prompt.Question{Title: "mesh-agent", Text: strings.Join(lines, "\n"), Prompt: "PIN"}
 	if errors.Is(n.Err, token.ErrAuthWrong) {

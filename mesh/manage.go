@@ -237,4 +237,5 @@ type PromptWait struct {
 	Token  string
 	KeyId  string // the key's UDF
 	Client string // for people
+	PID    int    // of the process that connected
 }

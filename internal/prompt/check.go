@@ -44,7 +44,7 @@ func checkProgram(path string) error {
 	case !ours(info):
 		return fail("configure one of the system's or of your own", "it belongs to another user")
 	}
-	for _, folder := range append(above(path), above(real)...) {
+	for _, folder := range folders(path) {
 		info, err := os.Stat(folder)
 		switch {
 		case err != nil:
@@ -56,13 +56,36 @@ func checkProgram(path string) error {
 	return nil
 }
 
-// above returns the folders above an absolute path.
-func above(path string) (folders []string) {
-	for path != "/" {
-		path = filepath.Dir(path)
-		folders = append(folders, path)
+// folders returns every folder that decides what is found at an absolute path: those above it and above
+// what it links to, link by link, as named and as they are.
+func folders(path string) (out []string) {
+	for range 40 { // as Linux
+		folder := filepath.Dir(path)
+		real, err := filepath.EvalSymlinks(folder)
+		if err != nil {
+			real = folder // it is looked at, and found out, below
+		}
+		out = append(append(out, above(folder)...), above(real)...)
+		target, err := os.Readlink(path)
+		if err != nil {
+			return out
+		}
+		if path = target; !filepath.IsAbs(target) {
+			path = filepath.Join(real, target)
+		}
 	}
-	return folders
+	return out
+}
+
+// above returns a folder and those above it.
+func above(folder string) (out []string) {
+	for {
+		out = append(out, folder)
+		if folder == filepath.Dir(folder) {
+			return out
+		}
+		folder = filepath.Dir(folder)
+	}
 }
 
 // ours reports whether a file belongs to this user or to root.

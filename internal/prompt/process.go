@@ -24,7 +24,7 @@ var passed = [...]string{
 }
 
 func (p *Prompter) environment(more ...string) []string {
-	env := []string{}
+	env := []string{} // never nil, which would stand for the agent's own
 	for _, name := range passed {
 		if value := p.options.Getenv(name); value != "" {
 			env = append(env, name+"="+value)

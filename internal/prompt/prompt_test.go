@@ -359,8 +359,9 @@ func TestProgram(t *testing.T) {
 		return path
 	}
 	open := filepath.Join(dir, "open")
-	link := filepath.Join(dir, "link")
-	if err := errors.Join(os.Mkdir(open, 0o700), os.Chmod(open, 0o777), os.Symlink(file("open/linked", 0o755), link)); err != nil {
+	link, through, hop := filepath.Join(dir, "link"), filepath.Join(dir, "through"), filepath.Join(open, "hop")
+	if err := errors.Join(os.Mkdir(open, 0o700), os.Chmod(open, 0o777), os.Symlink(file("open/linked", 0o755), link),
+		os.Symlink(hop, through), os.Symlink("../curses", hop)); err != nil {
 		t.Fatal(err)
 	}
 	for _, test := range []struct{ name, path, text string }{
@@ -370,6 +371,7 @@ func TestProgram(t *testing.T) {
 		{"writable by the group", file("group", 0o775), "others may write to it (mode 0775)"},
 		{"in a folder of everybody", file("open/in", 0o755), "others may put another in its place"},
 		{"a link into one", link, "others may put another in its place"},
+		{"a link by way of one", through, "others may put another in its place"},
 		{"not executable", file("plain", 0o644), "may not run it"},
 		{"asks on no terminal", file("curses", 0o755), "the agent knows of none"},
 		{"no program at all", "/dev/null", "it is not a file"},
