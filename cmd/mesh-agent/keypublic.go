@@ -11,8 +11,8 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/crypto/ssh"
 
-	"github.com/mesh-agent/mesh-agent/internal/strictjson"
 	"github.com/mesh-agent/mesh-agent/mesh"
+	"github.com/mesh-agent/mesh-agent/mesh/device"
 	"github.com/mesh-agent/mesh-agent/token"
 )
 
@@ -75,16 +75,11 @@ func publicEncoder(format string, g mesh.Generation) (func(token.PublicKey, stri
 // encodeCatalog writes a CatalogedApplicationSsh without grants
 // (draft-hallambaker-mesh-schema-08, Section 10.3).
 func encodeCatalog(key token.PublicKey, label string, g mesh.Generation) ([]byte, error) {
-	k, err := mesh.NewKeyData(key, g)
+	entry, err := device.NewCatalogedApplicationSSH(key, label, nil, g)
 	if err != nil {
 		return nil, err
 	}
-	type entry struct {
-		Key       string
-		LocalName string `json:",omitzero"`
-		ClientKey *mesh.KeyData
-	}
-	out, err := strictjson.Marshal(map[string]entry{"CatalogedApplicationSsh": {k.Udf, label, k}})
+	out, err := entry.Marshal(g)
 	return append(out, '\n'), err
 }
 

@@ -139,8 +139,8 @@ type CatalogedApplicationSSH struct {
 }
 
 type wireSSH struct {
-	LocalName       string           `json:",omitzero"`
 	Key             string           `json:",omitzero"`
+	LocalName       string           `json:",omitzero"`
 	Grant           []string         `json:",omitzero"`
 	EnvelopedEscrow []*mesh.Envelope `json:",omitzero"`
 	ClientKey       *mesh.KeyData    `json:",omitzero"`
@@ -164,7 +164,7 @@ func (c *CatalogedApplicationSSH) Marshal(g mesh.Generation) ([]byte, error) {
 		return nil, err
 	}
 	return strictjson.Marshal(map[string]wireSSH{TagCatalogedApplicationSSH: {
-		LocalName: c.LocalName, Key: c.Key, Grant: c.Grant, EnvelopedEscrow: c.Escrow, ClientKey: k,
+		Key: c.Key, LocalName: c.LocalName, Grant: c.Grant, EnvelopedEscrow: c.Escrow, ClientKey: k,
 	}})
 }
 
