@@ -106,7 +106,7 @@ func (r *request) operateOne(ctx context.Context, raw strictjson.Value) (tag str
 }
 
 func (r *request) dispatch(ctx context.Context, raw strictjson.Value) (resultTag string, result any, err error) {
-	tag, body, err := cutTagged(raw)
+	tag, body, err := strictjson.CutTagged(raw) // raw was decoded, and so is valid
 	if err != nil {
 		return mesh.TagResult, nil, malformed("Operations", "object with exactly one member expected, which names the operation")
 	}
