@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -318,7 +319,7 @@ func TestPromptShared(t *testing.T) {
 // waiters waits until so many wait for a prompt.
 func (b *promptBench) waiters(t *testing.T, n int) {
 	t.Helper()
-	for {
+	for ; ; runtime.Gosched() {
 		b.prompts.mu.Lock()
 		waiting, joined := len(b.prompts.waiting), 0
 		for _, u := range b.prompts.unlocks {

@@ -165,13 +165,10 @@ func TestPinentryEnds(t *testing.T) {
 func TestNoAnswer(t *testing.T) {
 	t.Parallel()
 	for _, k := range []prompt.Kind{prompt.Pinentry, prompt.Askpass} {
-		p, programs := fake(t, k, 50*time.Millisecond)
-		done := asks(t.Context(), p, question)
-		g := programs.Next()
-		if got := <-done; got.err != prompt.ErrNoAnswer {
+		p, _ := fake(t, k, 50*time.Millisecond)
+		if got := <-asks(t.Context(), p, question); got.err != prompt.ErrNoAnswer {
 			t.Errorf("%s: %v", k, got.err)
 		}
-		g.Gone()
 	}
 }
 
