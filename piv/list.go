@@ -2,7 +2,7 @@ package piv
 
 import (
 	"context"
-	"slices"
+	"time"
 
 	"github.com/mesh-agent/mesh-agent/piv/internal/applet"
 	"github.com/mesh-agent/mesh-agent/piv/internal/pcsc"
@@ -15,8 +15,8 @@ type Found struct {
 	Reader   string
 }
 
-// List returns the PIV cards with serial numbers that are plugged in. Others, and those that another
-// program holds, are left out. An empty socket is that of Options. Errors: token.ErrAbsent if
+// List returns the PIV cards with serial numbers that are plugged in. Others, those that another
+// program holds, and those that do not answer for two seconds are left out. An empty socket is that of Options. Errors: token.ErrAbsent if
 // pcscd does not run.
 func List(ctx context.Context, socket string) ([]Found, error) {
 	if socket == "" {
@@ -31,28 +31,43 @@ func List(ctx context.Context, socket string) ([]Found, error) {
 	if err != nil {
 		return nil, explain(err)
 	}
-	readers = slices.DeleteFunc(readers, func(r pcsc.Reader) bool { return !r.Present })
 	var found []Found
 	for _, r := range readers {
-		f, err := find(ctx, client, r.Name)
-		if client.Broken() {
-			return nil, explain(err)
+		if !r.Present {
+			continue
 		}
-		if err == nil {
+		f, err := find(ctx, socket, r.Name)
+		switch {
+		case ctx.Err() != nil:
+			return nil, ctx.Err()
+		case err == nil:
 			found = append(found, f)
 		}
 	}
 	return found, nil
 }
 
-// find asks the card in a reader who it is.
-func find(ctx context.Context, client *pcsc.Client, reader string) (f Found, err error) {
+// listTimeout is how long a card may take to say who it is, or another program to let it.
+const listTimeout = 2 * time.Second
+
+// find asks the card in a reader who it is. It has a connection of its own: one on which a card does not
+// answer is of no more use.
+func find(ctx context.Context, socket, reader string) (f Found, err error) {
+	ctx, cancel := context.WithTimeout(ctx, listTimeout)
+	defer cancel()
+	client, err := pcsc.Dial(ctx, socket)
+	if err != nil {
+		return f, err
+	}
+	defer client.Close()
 	card, err := client.Connect(ctx, reader)
 	if err != nil {
 		return f, err
 	}
 	defer func() {
-		if !client.Broken() {
+		if !client.Broken() { // else closing resets the card
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), listTimeout)
+			defer cancel()
 			_ = card.Disconnect(ctx, pcsc.LeaveCard) // ends the transaction
 		}
 	}()

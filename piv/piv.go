@@ -72,6 +72,9 @@ type TouchEvent struct {
 const (
 	defaultTimeout  = time.Minute
 	generateTimeout = 5 * time.Minute
+	// openTimeout is how long Open waits for a card that does not answer, or that another program
+	// has: its agent is not to be late for the others.
+	openTimeout     = 3 * time.Second
 	defaultPatience = 2 * time.Second
 	defaultLinger   = 20 * time.Millisecond
 	// maxHold is how long the card stays connected under load, so that other programs find a gap.
@@ -113,15 +116,16 @@ var (
 	_ token.Attester        = (*Token)(nil)
 )
 
-// Open returns the token of a card and looks for the card. That it is not there is no error:
-// Info says so, and the token is ready when it comes. Errors: token.ErrBadRequest for options,
+// Open returns the token of a card and looks for the card, for three seconds at most. That it is not there, or does
+// not answer, is no error: Info says so, and the token is ready when it comes. Errors: token.ErrBadRequest for options,
 // the context's.
 func Open(ctx context.Context, o Options) (*Token, error) {
 	if o.Serial == 0 {
 		return nil, fmt.Errorf("open PIV card: %w: no serial number", token.ErrBadRequest)
 	}
 	t := newToken(o.withDefaults())
-	if _, err := do[struct{}](ctx, t, "open", nil); ctx.Err() != nil {
+	first := &request{ctx: ctx, timeout: min(orDefault(o.Timeout, defaultTimeout), openTimeout)}
+	if _, err := perform[struct{}](t, "open", first, nil); ctx.Err() != nil {
 		_ = t.Close()
 		return nil, err
 	}
