@@ -94,11 +94,10 @@ func (r *request) openCatalog(ctx context.Context, req mesh.DeviceActivateReques
 // framed adds where in a catalog the entry of an envelope stood, if it is a frame.
 func framed(e *mesh.Envelope, entry *device.CatalogedDevice) (*arrival, error) {
 	came := &arrival{entry: entry, request: -1}
-	if e.Header.SequenceInfo == nil {
-		return came, nil
+	_, err := e.Manifest(mesh.G1) // its digest, if it has one
+	if err == nil && e.Header.SequenceInfo != nil {
+		came.frame, err = device.FrameOf(e)
 	}
-	var err error
-	came.frame, err = device.FrameOf(e)
 	return came, err
 }
 
@@ -401,11 +400,11 @@ func (r *request) install(ctx context.Context, m *maker, a activation) (refused 
 // combine makes one combined key, unless it is there from the same activation.
 func (r *request) combine(ctx context.Context, m *maker, base token.PublicKey, use token.Use, c *device.Contribution, label string) (refused []string, err error) {
 	name := combinedNames[c.Operation]
+	label += " " + name
 	if held, err := r.ring.Snapshot().FindPublic(c.Combined); err == nil && held.Use == use {
-		m.made = append(m.made, devicestate.Key{Name: name, Udf: held.Udf})
-		return nil, nil
+		return nil, m.take(held, name, label)
 	}
-	_, err = m.add(ctx, base, wish{name: name, label: label + " " + name, use: use, private: c.Private})
+	_, err = m.add(ctx, base, wish{name: name, label: label, use: use, private: c.Private})
 	if errors.Is(err, token.ErrUnsupported) && c.Operation == device.Sign {
 		return []string{fmt.Sprintf("%s: %v", name, err)}, nil
 	}

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/mesh-agent/mesh-agent/internal/devicestate"
+	"github.com/mesh-agent/mesh-agent/internal/keyring"
 	"github.com/mesh-agent/mesh-agent/internal/strictjson"
 	"github.com/mesh-agent/mesh-agent/keyshare"
 	"github.com/mesh-agent/mesh-agent/mesh"
@@ -272,6 +273,48 @@ func TestLesserConnection(t *testing.T) {
 	ask(t, a, mesh.TagDeviceActivateRequest, mesh.DeviceActivateRequest{Catalog: text}, mesh.TagDeviceActivateResponse, &end)
 	if end.Status != mesh.StatusOK || has(x.Account.Encryption) {
 		t.Errorf("revocation: %d %s, account's key %t", end.Status, end.StatusDescription, has(x.Account.Encryption))
+	}
+}
+
+// TestKeysLeftBehind has the agent end after it made the keys of a connection and before it wrote down that it did.
+// Activated again, they are the connection's, and end with it.
+func TestKeysLeftBehind(t *testing.T) {
+	t.Parallel()
+	a, x := newDeviceAgent(t), newTestAccount(t, mesh.G1)
+	d := initDevice(t, a, mesh.DeviceInitRequest{})
+	approve(t, a, x.Account.Name())
+	before, err := a.config.Device.Device()
+	if err != nil {
+		t.Fatal(err)
+	}
+	entry := x.connect(t, d)
+	// One of the account's keys the user has imported himself: it stays.
+	private, err := device.AccountKey(x.seed, device.Encrypt, "", mesh.G1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	own, _, err := a.ring.Import(t.Context(), nil, keyring.ImportSpec{Token: "soft", Use: token.UseDecrypt, Label: "mine", Private: private})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r := activate(t, a, entry); r.Status != mesh.StatusOK {
+		t.Fatalf("activate: %d %s", r.Status, r.StatusDescription)
+	}
+	change, err := a.config.Device.PutDevice(before)
+	if err == nil {
+		err = change.Do()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r := activate(t, a, entry); r.Status != mesh.StatusOK {
+		t.Fatalf("activate again: %d %s", r.Status, r.StatusDescription)
+	}
+	var end mesh.DeviceActivateResponse
+	ask(t, a, mesh.TagDeviceDisconnectRequest, mesh.DeviceDisconnectRequest{Account: x.Account.Name()}, mesh.TagDeviceDisconnectResponse, &end)
+	_, err = a.ring.Snapshot().Find(own.Udf)
+	if n := len(a.ring.Snapshot().Entries()); err != nil || end.Status != mesh.StatusOK || n != len(d.Keys)+1 {
+		t.Errorf("%d %s: %d keys are left, want the %d base keys and %s", end.Status, end.StatusDescription, n, len(d.Keys), own.Udf)
 	}
 }
 

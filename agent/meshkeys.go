@@ -72,6 +72,60 @@ type maker struct {
 	made []devicestate.Key
 	// account was taken over on the way; nil if none was.
 	account *devicestate.Account
+	// recorded are the keys that the records of device and accounts name; nil if not read yet.
+	recorded map[string]bool
+}
+
+// leftBehind reports whether a key that is here was made for the same before, and the agent ended before it could
+// write that down: no record names it, and its label is the one that it would get. Then it is taken for one made now, so
+// that it is deleted with what it is for.
+func (m *maker) leftBehind(held *keyring.Entry, label string) (bool, error) {
+	if held.Label != label {
+		return false, nil
+	}
+	if m.recorded == nil {
+		if err := m.readRecorded(); err != nil {
+			return false, err
+		}
+	}
+	return !m.recorded[held.Udf], nil
+}
+
+func (m *maker) readRecorded() error {
+	recorded := map[string]bool{}
+	add := func(keys []devicestate.Key) {
+		for _, k := range keys {
+			recorded[k.Udf] = true
+		}
+	}
+	d, err := m.r.config.Device.Device()
+	switch {
+	case err == nil:
+		add(d.Keys)
+		for _, a := range d.Accounts {
+			add(a.Keys)
+		}
+	case !errors.Is(err, devicestate.ErrNotFound):
+		return err
+	}
+	accounts, err := m.r.config.Device.Accounts()
+	if err != nil {
+		return err
+	}
+	for _, a := range accounts {
+		add(a.Keys)
+	}
+	m.recorded = recorded
+	return nil
+}
+
+// take notes a key that is here already.
+func (m *maker) take(held *keyring.Entry, name, label string) error {
+	own, err := m.leftBehind(held, label)
+	if err == nil {
+		m.made = append(m.made, devicestate.Key{Name: name, Udf: held.Udf, Own: own})
+	}
+	return err
 }
 
 func (m *maker) policy() (token.Policy, error) { return parsePolicy(mesh.Home{PIN: m.home.PIN}) }
@@ -96,8 +150,7 @@ func (m *maker) put(ctx context.Context, w wish) (*keyring.Entry, error) {
 		return nil, err
 	}
 	if held, err := m.r.ring.Snapshot().FindPublic(public); err == nil && held.Use == w.use {
-		m.made = append(m.made, devicestate.Key{Name: w.name, Udf: held.Udf})
-		return held, nil
+		return held, m.take(held, w.name, w.label)
 	}
 	spec := keyring.ImportSpec{
 		Token: m.home.Token, Use: w.use, Label: w.label, Private: w.private, Tags: w.tags, Policy: policy,
