@@ -9,6 +9,7 @@ import (
 	"crypto/x509/pkix"
 	"encoding/asn1"
 	"encoding/pem"
+	"errors"
 	"math/big"
 	"os"
 	"os/exec"
@@ -263,6 +264,32 @@ func TestAdoptUntold(t *testing.T) {
 	wantTries(t, "sign without the PIN", sign(t.Context(), k.(token.Signer), token.Auth{}), token.ErrAuthNeeded, token.TriesUnknown)
 	if err := sign(t.Context(), k.(token.Signer), token.Auth{PIN: []byte(testPIN)}); err != nil {
 		t.Error(err)
+	}
+	// What is said wrong is found out by the card. It gives nobody more than the key's own policies do.
+	for _, c := range []struct {
+		asks  byte
+		said  token.PINPolicy
+		wants error
+	}{
+		{pivtest.PINPolicyOnce, token.PINNever, nil},
+		{pivtest.PINPolicyNever, token.PINOnce, nil},
+		{pivtest.PINPolicyAlways, token.PINOnce, token.ErrUnsupported},
+	} {
+		if err := b.card.Put(0x83, key, c.asks, pivtest.TouchPolicyNever); err != nil {
+			t.Fatal(err)
+		}
+		req.Policy.PIN = c.said
+		other, err := b.token.Adopt(t.Context(), req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		k, err := b.token.Open(t.Context(), token.OpenRequest{Handle: other.Handle, Public: other.Public, Use: token.UseSign})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := sign(t.Context(), k.(token.Signer), token.Auth{}); !errors.Is(err, c.wants) {
+			t.Errorf("a key that asks by policy %d, adopted as %q: %v, want %v", c.asks, c.said, err, c.wants)
+		}
 	}
 	for _, flags := range []byte{0, 1, 0x20, 0xFF} { // the handle holds the policies
 		open.Handle = bytes.Clone(c.Handle)

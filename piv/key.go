@@ -126,7 +126,8 @@ func (k *key) use(ctx context.Context, what string, auth token.Auth, operations 
 type operation func(context.Context, *session) ([]byte, error)
 
 // operate runs one operation. Where no touch is involved it is tried before anything is said
-// of the PIN, which spares a command if the card knows it still.
+// of the PIN, which spares a command if the card knows it still. A key that wants a PIN although it was adopted as one that
+// wants none gets it as well.
 func (k *key) operate(ctx context.Context, s *session, auth token.Auth, op operation, left int) ([]byte, error) {
 	switch {
 	case k.policy.PIN == token.PINAlways:
@@ -137,7 +138,7 @@ func (k *key) operate(ctx context.Context, s *session, auth token.Auth, op opera
 		if err := s.login(ctx, auth); err != nil {
 			return nil, err
 		}
-	case k.policy.PIN == token.PINOnce:
+	case k.policy.Touch == token.TouchNever:
 		b, err := op(ctx, s)
 		if !errors.Is(err, apdu.SecurityStatus) || s.unsure {
 			return b, err
@@ -149,10 +150,13 @@ func (k *key) operate(ctx context.Context, s *session, auth token.Auth, op opera
 	done := k.announce(ctx, left)
 	b, err := op(ctx, s)
 	done()
-	if errors.Is(err, apdu.SecurityStatus) && k.policy.Touch != token.TouchNever {
+	switch {
+	case !errors.Is(err, apdu.SecurityStatus):
+		return b, err
+	case k.policy.Touch != token.TouchNever:
 		return nil, fmt.Errorf("%w: %w", token.ErrTouchTimeout, err)
 	}
-	return b, err
+	return nil, fmt.Errorf("%w: the key wants more than it is known to, its PIN each time or a touch; adopt it anew: %w", token.ErrUnsupported, err)
 }
 
 // touchGuess is how long a card with a cached touch answers without being touched.
