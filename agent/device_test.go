@@ -354,6 +354,14 @@ func TestFramesOfTheCatalog(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	body, err := another.Marshal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	altered, err := (&mesh.Envelope{Body: body, Trailer: &mesh.Trailer{PayloadDigest: make([]byte, 64)}}).Marshal()
+	if err != nil {
+		t.Fatal(err)
+	}
 	for _, s := range []struct {
 		name   string
 		req    mesh.DeviceActivateRequest
@@ -369,6 +377,7 @@ func TestFramesOfTheCatalog(t *testing.T) {
 		{"a later one to the key of before", mesh.DeviceActivateRequest{Catalog: frame(5, third, x.key), Update: true}, mesh.StatusOK, ""},
 		{"a superseded one", mesh.DeviceActivateRequest{Catalog: frame(6, x.entry)}, statusState, "superseded"},
 		{"something else", mesh.DeviceActivateRequest{Catalog: contact}, statusMalformed, "CatalogedContact"},
+		{"another body than its digest says", mesh.DeviceActivateRequest{Catalog: altered, Confirm: true}, statusMalformed, "payload digest does not match"},
 	} {
 		var r mesh.DeviceActivateResponse
 		ask(t, x.agent, mesh.TagDeviceActivateRequest, s.req, mesh.TagDeviceActivateResponse, &r)

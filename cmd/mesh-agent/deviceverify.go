@@ -35,6 +35,11 @@ compare. What only the device's private key shows, "device activate" verifies.`,
 			if err != nil {
 				return err
 			}
+			for _, name := range []string{"account", "device", "pin"} { // a variable that is not set must not pass for no wish
+				if f := c.Flags().Lookup(name); f.Changed && f.Value.String() == "" {
+					return usageError{fmt.Errorf("--%s is empty", name)}
+				}
+			}
 			if pin != "" {
 				if v.pin, err = a.readLine(c.Context(), pin, "PIN"); err != nil {
 					return err
@@ -116,7 +121,7 @@ func (v verifier) verify(data strictjson.Value) (*verified, error) {
 		return v.response(data)
 	case device.TagCatalogedDevice:
 		if e != nil {
-			return v.catalog(device.CatalogedDeviceBody(e.Body))
+			return v.frame(e)
 		}
 	}
 	if e == nil {
@@ -191,6 +196,19 @@ func profileFound(p *device.Profile, address, want, absent string) (*verified, e
 		return nil, fmt.Errorf("%s: its UDF is %s: %w", p.Tag, p.Name(), device.ErrOtherName)
 	}
 	return &verified{Kind: p.Tag, Udf: p.Name(), Generation: p.Generation.String(), Address: address}, nil
+}
+
+// frame verifies a CatalogedDevice in an envelope, which may be a frame of a catalog.
+func (v verifier) frame(e *mesh.Envelope) (*verified, error) {
+	if _, err := e.Manifest(mesh.G1); err != nil {
+		return nil, err
+	}
+	if e.Header.SequenceInfo != nil {
+		if _, err := device.FrameOf(e); err != nil {
+			return nil, err
+		}
+	}
+	return v.catalog(device.CatalogedDeviceBody(e.Body))
 }
 
 // catalog verifies a CatalogedDevice. Without a name to compare, the one inside is taken.

@@ -203,6 +203,7 @@ func profileFixture(t *testing.T, p program, f *fixture) {
 		t.Errorf("verified: %s", out)
 	}
 	p.refused(string(f.Input.Envelope), "not the expected one", "device", "verify", "--device", "MAAA-AAAA-AAAA-AAAA-AAAA-AAAA-AAAA")
+	p.refused(string(f.Input.Envelope), "not the expected one", "device", "verify", "--account", want.Udf)
 	for member, k := range want.Keys {
 		curve := k.Curve
 		if udf := p.derived(f, f.Input.Seed, k.KeyName, curve, useOf(curve)); udf != k.Udf {
@@ -373,6 +374,20 @@ func chainFixture(t *testing.T, p program, f *fixture) {
 		t.Fatal(err)
 	}
 	p.refused(string(swapped), "verify step 4 account binding", verify...)
+	frame := func(index int64, digest []byte) string {
+		e := mesh.Envelope{Body: fmt.Appendf(nil, `{"CatalogedDevice":%s}`, f.Input.CatalogedDevice)}
+		e.Header.SequenceInfo = &mesh.SequenceInfo{Index: index}
+		e.Trailer = &mesh.Trailer{PayloadDigest: digest}
+		text, err := e.Marshal()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(text)
+	}
+	p.run(frame(3, nil), verify...)
+	p.refused(frame(3, make([]byte, 64)), "payload digest does not match", verify...)
+	p.refused(frame(-1, nil), "SequenceInfo", verify...)
+	p.refused(string(f.Input.CatalogedDevice), "--account is empty", "device", "verify", "--account", "")
 	// It is another device's, and this one says so.
 	p.run("", "device", "init", "--token", "soft", "--generation", f.Generation)
 	p.run("", "device", "approve", want.Account)

@@ -163,6 +163,7 @@ func TestParseRequestRefuses(t *testing.T) {
 		"empty profile": `{"RequestConnection":{"AuthenticatedData":[{},""],"ClientNonce":` + nonce + `}}`,
 		"envelope":      `[{},""]`,
 		"no envelope":   `[{}]`,
+		"other digest":  string(must((&mesh.Envelope{Body: []byte(body), Trailer: &mesh.Trailer{PayloadDigest: make([]byte, 64)}}).Marshal())),
 	} {
 		_, err := ParseRequestConnection([]byte(text), now)
 		wantErr(t, name, err, ErrRequest)

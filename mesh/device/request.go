@@ -146,6 +146,9 @@ func messageBody(data []byte, tag string) (strictjson.Value, *mesh.Envelope, err
 		if e, err = mesh.ParseEnvelope(data); err != nil {
 			return nil, nil, fmt.Errorf("%w: %w", ErrRequest, err)
 		}
+		if _, err := e.Manifest(mesh.G1); err != nil { // unsigned, but with a digest perhaps
+			return nil, nil, fmt.Errorf("%w: %w", ErrRequest, err)
+		}
 		data = e.Body
 	}
 	tagged, err := mesh.DecodeBody(data)
