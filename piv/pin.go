@@ -18,6 +18,7 @@ type pin struct {
 	cached  secret.Bytes // verified; nil if there is none
 	salt    []byte
 	refused []byte // salted hash of the PIN that the card refused last; nil if there is none
+	left    int    // how many tries there were after that
 }
 
 func newPIN() pin {
@@ -46,15 +47,18 @@ func needed(tries int) error {
 	return &token.AuthError{Reason: token.ErrAuthNeeded, Kind: "PIN", TriesLeft: tries}
 }
 
-// present gives a PIN to the card, once. It gives no PIN that the card refused before, and
+// present gives a PIN to the card, once. It gives no PIN that the card refused before, unless the tries are more
+// than there were then: the card was given its PIN by another program, and it may be this one again. It
 // does not use up the last try unless told to.
 func (s *session) present(ctx context.Context, pin []byte, last tryPolicy) error {
 	p := &s.worker.pin
-	if p.refused != nil && hmac.Equal(p.refused, p.hash(pin)) {
-		return fmt.Errorf("%w: the card has refused this PIN before", &token.AuthError{Reason: token.ErrAuthWrong, Kind: "PIN", TriesLeft: token.TriesUnknown})
-	}
 	verified, tries, err := s.PINStatus(ctx)
+	if err == nil && (verified || tries > p.left) {
+		p.refused = nil
+	}
 	switch {
+	case err == nil && p.refused != nil && hmac.Equal(p.refused, p.hash(pin)):
+		return fmt.Errorf("%w: the card has refused this PIN before", &token.AuthError{Reason: token.ErrAuthWrong, Kind: "PIN", TriesLeft: tries})
 	case err != nil:
 		return err
 	case !verified && tries == 0:
@@ -67,7 +71,7 @@ func (s *session) present(ctx context.Context, pin []byte, last tryPolicy) error
 	case err == nil:
 		p.refused = nil
 	case errors.Is(err, token.ErrAuthWrong), errors.Is(err, token.ErrLockedOut):
-		p.refused = p.hash(pin)
+		p.refused, p.left = p.hash(pin), triesLeft(err)
 		if hmac.Equal(p.cached, pin) {
 			p.forget()
 		}
@@ -75,6 +79,15 @@ func (s *session) present(ctx context.Context, pin []byte, last tryPolicy) error
 		s.request.changed = true // whether the card took it is not known: not again
 	}
 	return err
+}
+
+// triesLeft returns the tries that a refusal leaves.
+func triesLeft(err error) int {
+	var auth *token.AuthError
+	if errors.As(err, &auth) {
+		return auth.TriesLeft
+	}
+	return 0
 }
 
 // tryPolicy says whether the card's last try may be used up.

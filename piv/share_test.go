@@ -319,6 +319,22 @@ func TestMutatedResponses(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	agreement := func() ([]byte, error) {
+		key, err := b.token.Open(t.Context(), token.OpenRequest{Handle: agree.Handle, Public: agree.Public, Use: token.UseAgree})
+		if err != nil {
+			return nil, err
+		}
+		return key.(token.PointAgreer).AgreePoint(t.Context(), token.AgreeRequest{Peer: created.Public.Octets, Auth: token.Auth{PIN: []byte(testPIN)}})
+	}
+	point, err := agreement()
+	if err != nil {
+		t.Fatal(err)
+	}
+	secret := []byte("sealed before")
+	sealed, err := b.token.Seal(t.Context(), token.SealRequest{Secret: secret, PIN: token.PINOnce})
+	if err != nil {
+		t.Fatal(err)
+	}
 	rnd := rand.New(rand.NewPCG(1, 2))
 	var mu sync.Mutex // guards rnd: an abandoned command may still run
 	var count atomic.Int64
@@ -338,7 +354,7 @@ func TestMutatedResponses(t *testing.T) {
 	ctx := t.Context()
 	open := token.OpenRequest{Handle: created.Handle, Public: created.Public, Use: token.UseSign}
 	for i := 0; count.Load() < mutations; i++ {
-		switch i % 6 {
+		switch i % 8 {
 		case 0:
 			_ = sign(ctx, k, token.Auth{PIN: []byte(testPIN)})
 		case 1:
@@ -346,14 +362,21 @@ func TestMutatedResponses(t *testing.T) {
 				t.Fatal("another key was opened")
 			}
 		case 2:
-			if key, err := b.token.Open(ctx, token.OpenRequest{Handle: agree.Handle, Public: agree.Public, Use: token.UseAgree}); err == nil {
-				_, _ = key.(token.PointAgreer).AgreePoint(ctx, token.AgreeRequest{Peer: created.Public.Octets, Auth: token.Auth{PIN: []byte(testPIN)}})
+			if got, err := agreement(); err == nil && !bytes.Equal(got, point) {
+				t.Fatal("a wrong agreement was released")
 			}
 		case 3:
 			_, _ = b.token.Attest(ctx, token.AttestRequest{Key: open, Qualifying: make([]byte, 32)})
 		case 4:
 			_ = b.token.Diagnose(ctx)
 		case 5:
+			got, err := b.token.Unseal(ctx, token.UnsealRequest{Blob: sealed.Blob, Auth: token.Auth{PIN: []byte(testPIN)}})
+			if err == nil && !bytes.Equal(got, secret) {
+				t.Fatal("a wrong secret was unsealed")
+			}
+		case 6:
+			_ = b.token.Unlock(ctx, []byte(testPIN))
+		case 7:
 			if c, err := b.token.Adopt(ctx, token.AdoptRequest{Slot: "9c", Use: token.UseSign}); err == nil && !c.Public.Equal(created.Public) {
 				_, err := b.token.Open(ctx, token.OpenRequest{Handle: c.Handle, Public: c.Public, Use: token.UseSign})
 				if err == nil {
@@ -363,6 +386,9 @@ func TestMutatedResponses(t *testing.T) {
 		}
 	}
 	b.card.OnAPDU(nil)
+	if err := b.token.Unlock(ctx, []byte(testPIN)); err != nil {
+		t.Errorf("unlock afterwards: %v", err)
+	}
 	if err := sign(ctx, k, token.Auth{PIN: []byte(testPIN)}); err != nil {
 		t.Errorf("sign afterwards: %v", err)
 	}
