@@ -74,6 +74,9 @@ func (r *request) openCatalog(ctx context.Context, req mesh.DeviceActivateReques
 		return framed(e, entry)
 	}
 	if combined, ok := r.combinedFor(id, e); ok {
+		if err := r.notInside(combined, e); err != nil {
+			return nil, err
+		}
 		entry, err := device.OpenCatalogedDevice(ctx, e, combined)
 		if err != nil {
 			return nil, err
@@ -89,6 +92,16 @@ func (r *request) openCatalog(ctx context.Context, req mesh.DeviceActivateReques
 		return nil, &failure{statusState, "Catalog: it answers no request of this device that waits"}
 	}
 	return &arrival{entry: answer.CatalogedDevice, request: at}, nil
+}
+
+// notInside refuses an activation that was taken already, on its own: nothing that came of it is a CatalogedDevice.
+func (r *request) notInside(combined ringKey, e *mesh.Envelope) error {
+	for _, to := range e.Header.Recipients {
+		if p, err := to.EphemeralKey.Point(); err == nil && r.mayUnwrap(combined.entry, p, nil) != nil {
+			return malformed("Catalog", "it is an activation, which comes in a CatalogedDevice")
+		}
+	}
+	return nil
 }
 
 // framed adds where in a catalog the entry of an envelope stood, if it is a frame.

@@ -322,6 +322,18 @@ func TestUpdateRefusesWhatWasSuperseded(t *testing.T) {
 	}
 }
 
+// activationOf is the activation of an entry that is encrypted to the combined key.
+func activationOf(t *testing.T, entry *device.CatalogedDevice) strictjson.Value {
+	t.Helper()
+	e := *entry.Activations[1]
+	e.Trailer = nil
+	text, err := e.Marshal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return text
+}
+
 // TestFramesOfTheCatalog gives whole frames: in the clear, and encrypted to the combined key, by which an index
 // that goes back is refused.
 func TestFramesOfTheCatalog(t *testing.T) {
@@ -376,6 +388,7 @@ func TestFramesOfTheCatalog(t *testing.T) {
 		{"a later frame", mesh.DeviceActivateRequest{Catalog: frame(4, another, x.key), Update: true}, mesh.StatusOK, ""},
 		{"a later one to the key of before", mesh.DeviceActivateRequest{Catalog: frame(5, third, x.key), Update: true}, mesh.StatusOK, ""},
 		{"a superseded one", mesh.DeviceActivateRequest{Catalog: frame(6, x.entry)}, statusState, "superseded"},
+		{"an activation alone", mesh.DeviceActivateRequest{Catalog: activationOf(t, x.entry)}, statusMalformed, "it is an activation"},
 		{"something else", mesh.DeviceActivateRequest{Catalog: contact}, statusMalformed, "CatalogedContact"},
 		{"another body than its digest says", mesh.DeviceActivateRequest{Catalog: altered, Confirm: true}, statusMalformed, "payload digest does not match"},
 	} {

@@ -253,7 +253,7 @@ func (r *request) openEnvelope(ctx context.Context, keyID string, data []byte) (
 		if err != nil {
 			return nil, err
 		}
-		plaintext, err := envelope.Open(seed)
+		plaintext, err := envelope.OpenToParse(seed)
 		clear(seed)
 		if err != nil {
 			break

@@ -76,6 +76,15 @@ var ErrNotRecipient = errors.New("not encrypted to this key")
 // does so before. Errors: ErrNotRecipient; token.ErrDecrypt for whatever is wrong with the
 // wrapped seed, the ciphertext, the digest or a witness; those of the key.
 func (e *Envelope) Decrypt(ctx context.Context, key Agreer) ([]byte, error) {
+	return e.decrypt(ctx, key, e.Open)
+}
+
+// DecryptToParse is Decrypt with OpenToParse.
+func (e *Envelope) DecryptToParse(ctx context.Context, key Agreer) ([]byte, error) {
+	return e.decrypt(ctx, key, e.OpenToParse)
+}
+
+func (e *Envelope) decrypt(ctx context.Context, key Agreer, open func(seed []byte) ([]byte, error)) ([]byte, error) {
 	pub := key.Public()
 	found := false
 	for _, r := range e.Header.Recipients {
@@ -94,7 +103,7 @@ func (e *Envelope) Decrypt(ctx context.Context, key Agreer) ([]byte, error) {
 		if err := e.CheckWitness(seed); err != nil {
 			return nil, err
 		}
-		return e.Open(seed)
+		return open(seed)
 	}
 	if found {
 		return nil, token.ErrDecrypt

@@ -301,9 +301,16 @@ func TestPadding(t *testing.T) {
 		{[]byte{0}, -1}, {[]byte{2}, -1}, {[]byte{3, 2, 3}, -1}, {bytes.Repeat([]byte{17}, 17), -1}, {[]byte{255}, -1},
 		{append([]byte{15}, bytes.Repeat([]byte{16}, 15)...), -1},
 	} {
-		got, err := openCBC(block, iv, seal(c.last...))
+		got, err := openCBC(block, iv, seal(c.last...), unpad)
 		if (err == nil) != (c.n >= 0) || err == nil && len(got) != c.n {
 			t.Errorf("%x: %d octets, %v", c.last, len(got), err)
+		}
+		want := c.n
+		if want < 0 {
+			want = 32 // all of it, with the padding
+		}
+		if got, err := openCBC(block, iv, seal(c.last...), unpadIfGood); err != nil || len(got) != want {
+			t.Errorf("%x, to be parsed: %d octets, %v", c.last, len(got), err)
 		}
 	}
 }
@@ -463,5 +470,25 @@ func BenchmarkParseEnvelope(b *testing.B) {
 		if _, err := ParseEnvelope(f.Input.Envelope); err != nil {
 			b.Fatal(err)
 		}
+	}
+}
+
+// TestBadPaddingIsParsed has a text that nobody signed cost the same whether its padding or the text itself is wrong:
+// both get to what parses it.
+func TestBadPaddingIsParsed(t *testing.T) {
+	t.Parallel()
+	key := must(NewLocalKey(&token.PrivateKey{Algorithm: token.X448, Scalar: must(keyshare.RandomScalar(keyshare.X448, rand.Reader)).Bytes()}))
+	e := must(Encrypt(rand.Reader, bytes.Repeat([]byte("text "), 20), "", key.Public()))
+	same(t, "good", len(must(e.DecryptToParse(t.Context(), key))), 100)
+	e.Body[len(e.Body)-17] ^= 0x80
+	if got, err := e.DecryptToParse(t.Context(), key); err != nil || len(got) != len(e.Body) {
+		t.Errorf("bad padding: %d octets, %v", len(got), err)
+	}
+	if _, err := e.Decrypt(t.Context(), key); err != token.ErrDecrypt {
+		t.Errorf("bad padding: %v", err)
+	}
+	e.Body = e.Body[:len(e.Body)-1]
+	if _, err := e.DecryptToParse(t.Context(), key); err != token.ErrDecrypt {
+		t.Errorf("half a block: %v", err)
 	}
 }

@@ -34,7 +34,14 @@ const (
 // Open decrypts the body with a base seed. There is one error, token.ErrDecrypt, for
 // whatever is wrong with seed, padding, tag or payload digest; an encryption or digest
 // that is not known is token.ErrUnsupported. The caller verifies signatures before.
-func (e *Envelope) Open(seed []byte) ([]byte, error) {
+func (e *Envelope) Open(seed []byte) ([]byte, error) { return e.open(seed, unpad) }
+
+// OpenToParse is Open for a body that nobody signed, of which the caller says no more than that it is not
+// well formed. Padding that is wrong is no error but stays in the plaintext, so that what parses it fails, after the
+// same work: neither errors nor time tell who alters the ciphertext about the padding (Vaudenay, EUROCRYPT 2002).
+func (e *Envelope) OpenToParse(seed []byte) ([]byte, error) { return e.open(seed, unpadIfGood) }
+
+func (e *Envelope) open(seed []byte, unpad func([]byte) ([]byte, error)) ([]byte, error) {
 	if _, err := e.payloadDigest(); errors.Is(err, token.ErrUnsupported) {
 		return nil, err
 	} else if err != nil {
@@ -50,7 +57,7 @@ func (e *Envelope) Open(seed []byte) ([]byte, error) {
 		return nil, token.ErrDecrypt
 	}
 	if e.Header.Encryption == A256CBC {
-		return openCBC(block, iv, e.Body)
+		return openCBC(block, iv, e.Body, unpad)
 	}
 	aead, err := cipher.NewGCM(block)
 	if err != nil {
@@ -91,26 +98,43 @@ func ContentKeys(seed, salt []byte, enc string) (key, iv []byte, err error) {
 	return key, iv, nil
 }
 
-// openCBC decrypts and removes PKCS #7 padding. All of the last block is looked at,
-// whatever it holds, and only the outcome is known afterwards.
-func openCBC(block cipher.Block, iv, ciphertext []byte) ([]byte, error) {
+// openCBC decrypts and removes padding.
+func openCBC(block cipher.Block, iv, ciphertext []byte, unpad func([]byte) ([]byte, error)) ([]byte, error) {
 	if len(ciphertext) == 0 || len(ciphertext)%aes.BlockSize != 0 {
 		return nil, token.ErrDecrypt
 	}
 	out := make([]byte, len(ciphertext))
 	cipher.NewCBCDecrypter(block, iv).CryptBlocks(out, ciphertext)
-	last := out[len(out)-aes.BlockSize:]
-	pad := int(last[aes.BlockSize-1])
-	good := subtle.ConstantTimeLessOrEq(1, pad) & subtle.ConstantTimeLessOrEq(pad, aes.BlockSize)
-	for i, c := range last {
-		inside := subtle.ConstantTimeLessOrEq(aes.BlockSize-i, pad)
-		good &= subtle.ConstantTimeByteEq(c, byte(pad)) | (1 ^ inside)
-	}
+	return unpad(out)
+}
+
+// unpad removes PKCS #7 padding.
+func unpad(out []byte) ([]byte, error) {
+	pad, good := padding(out)
 	if good == 0 {
 		clear(out)
 		return nil, token.ErrDecrypt
 	}
 	return out[:len(out)-pad], nil
+}
+
+// unpadIfGood leaves padding that is wrong where it is.
+func unpadIfGood(out []byte) ([]byte, error) {
+	pad, good := padding(out)
+	return out[:len(out)-subtle.ConstantTimeSelect(good, pad, 0)], nil
+}
+
+// padding returns the length of PKCS #7 padding, and 1 if it is good, else 0. All of the last block is
+// looked at, whatever it holds, and only the outcome is known afterwards.
+func padding(out []byte) (pad, good int) {
+	last := out[len(out)-aes.BlockSize:]
+	pad = int(last[aes.BlockSize-1])
+	good = subtle.ConstantTimeLessOrEq(1, pad) & subtle.ConstantTimeLessOrEq(pad, aes.BlockSize)
+	for i, c := range last {
+		inside := subtle.ConstantTimeLessOrEq(aes.BlockSize-i, pad)
+		good &= subtle.ConstantTimeByteEq(c, byte(pad)) | (1 ^ inside)
+	}
+	return pad, good
 }
 
 func sealCBC(block cipher.Block, iv, plaintext []byte) []byte {

@@ -110,7 +110,7 @@ func (a *ApplicationEntry) Open(ctx context.Context, combined mesh.Agreer, g mes
 	if a.Envelope == nil {
 		return nil, fmt.Errorf("%w: %.32q is empty", ErrActivation, a.Tag)
 	}
-	plaintext, err := a.Envelope.Decrypt(ctx, combined)
+	plaintext, err := a.Envelope.DecryptToParse(ctx, combined)
 	if err != nil {
 		return nil, err
 	}

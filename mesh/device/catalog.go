@@ -78,7 +78,7 @@ func ParseCatalogedDevice(data []byte) (*CatalogedDevice, error) {
 // OpenCatalogedDevice decrypts an entry with the device's combined key, to which catalogs of accounts give them.
 // That it does not parse is token.ErrDecrypt, as with OpenRespondConnection.
 func OpenCatalogedDevice(ctx context.Context, e *mesh.Envelope, combined mesh.Agreer) (*CatalogedDevice, error) {
-	plaintext, err := e.Decrypt(ctx, combined)
+	plaintext, err := e.DecryptToParse(ctx, combined)
 	if err != nil {
 		return nil, err
 	}
@@ -222,7 +222,7 @@ func (r *RespondConnection) accepted() error {
 // protect integrity: that it does not parse is token.ErrDecrypt as well, so that who alters it
 // learns nothing about the plaintext of whatever was encrypted to the key.
 func OpenRespondConnection(ctx context.Context, e *mesh.Envelope, base mesh.Agreer) (*RespondConnection, error) {
-	plaintext, err := e.Decrypt(ctx, base)
+	plaintext, err := e.DecryptToParse(ctx, base)
 	if err != nil {
 		return nil, err
 	}
