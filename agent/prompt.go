@@ -337,7 +337,10 @@ func (p *plea) question(n keyring.Need, left int) prompt.Question {
 		lines = append(lines, "Afterwards the token may want to be touched.")
 	}
 	q := prompt.Question{Title: "mesh-agent", Text: strings.Join(lines, "\n"), Prompt: "PIN"}
-	if errors.Is(n.Err, token.ErrAuthWrong) {
+	switch {
+	case errors.Is(n.Err, token.ErrRefused):
+		q.Error = "The token has refused that PIN before. It was not presented again."
+	case errors.Is(n.Err, token.ErrAuthWrong):
 		q.Error = "That PIN was wrong."
 	}
 	return q

@@ -365,6 +365,12 @@ func TestPromptUnanswered(t *testing.T) {
 	b.fake.FailBefore(tokentest.OpSign, &token.AuthError{Reason: token.ErrAuthNeeded, Kind: "owner password", TriesLeft: token.TriesUnknown})
 	want(t, <-b.operates(t.Context(), signs(key)), 401, "pin needed (owner password)")
 	b.none(t)
+
+	b.fake.FailBefore(tokentest.OpUnlock, &token.AuthError{Reason: token.ErrAuthWrong, Kind: "PIN", TriesLeft: 2, Detail: token.ErrRefused})
+	done := b.operates(t.Context(), signs(key))
+	b.next(t, false).answer("000000")
+	b.next(t, false, "The token has refused that PIN before. It was not presented again.", "2 tries are left.").answer(rightPIN)
+	want(t, <-done, 201, "")
 }
 
 // TestPromptLastTry spares the last try unless the person says yes.

@@ -127,7 +127,7 @@ func (p *Prompter) flavor(ctx context.Context) (flavor string, err error) {
 	return Line(string(data)), err
 }
 
-var errNoTerminal = errors.New("it asks on a terminal, and the agent knows of none")
+var errNoTerminal = errors.New("it asks on a terminal, and the agent knows of none that is there")
 
 // needsTerminal reports whether a flavor asks on a terminal.
 func needsTerminal(flavor string) bool {
@@ -155,7 +155,7 @@ func (p *Prompter) Test(ctx context.Context) (about string, err error) {
 		return "", p.broken(errSilent, "try it by hand, or configure another")
 	case err != nil:
 		return "", err
-	case needsTerminal(flavor) && p.options.Getenv("GPG_TTY") == "":
+	case needsTerminal(flavor) && !hasTerminal(p.options.Getenv("GPG_TTY")):
 		return "", p.broken(errNoTerminal, "start the agent with GPG_TTY=$(tty), or configure a program with windows")
 	case flavor == "":
 		return fmt.Sprintf("%s, a pinentry", p.options.Program), nil

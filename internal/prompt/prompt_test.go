@@ -394,7 +394,9 @@ func TestProgram(t *testing.T) {
 
 func TestTestAsksFlavor(t *testing.T) {
 	t.Parallel()
-	p, programs := fake(t, prompt.Pinentry, time.Minute)
+	programs := prompttest.New(t)
+	terminal := ""
+	p := prompt.New(prompt.Options{Program: programs.Path, Getenv: func(name string) string { return map[string]string{"GPG_TTY": terminal}[name] }})
 	for reply, want := range map[string]string{"D gnome3\nOK\n": "gnome3", "ERR 280 unknown\n": "a pinentry", "D gtk2:curses\nOK\n": "", "D tty\nOK\n": ""} {
 		done := make(chan answer, 1)
 		go func() {
@@ -405,6 +407,18 @@ func TestTestAsksFlavor(t *testing.T) {
 		got := <-done
 		if (got.err == nil) != (want != "") || !strings.Contains(got.pin, want) {
 			t.Errorf("%q: %q, %v", reply, got.pin, got.err)
+		}
+	}
+	for name, there := range map[string]bool{newTerminal(t).name: true, "/dev/null": false, "/dev/pts/none": false} {
+		terminal = name
+		done := make(chan answer, 1)
+		go func() {
+			about, err := p.Test(t.Context())
+			done <- answer{about, err}
+		}()
+		programs.Next().Until("GETINFO flavor").Write("D curses\nOK\n")
+		if got := <-done; (got.err == nil) != there {
+			t.Errorf("%s: %q, %v", name, got.pin, got.err)
 		}
 	}
 }

@@ -24,6 +24,15 @@ func keepTerminal(name string) (restore func()) {
 	}
 }
 
+// hasTerminal reports whether a terminal is there and may be written to.
+func hasTerminal(name string) (ok bool) {
+	withTerminal(name, func(fd int) {
+		_, err := unix.IoctlGetTermios(fd, unix.TCGETS)
+		ok = err == nil
+	})
+	return ok
+}
+
 func withTerminal(name string, f func(fd int)) {
 	if name == "" {
 		return
