@@ -1,7 +1,6 @@
 package hsm
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -108,7 +107,7 @@ func (t *Token) adoptObject(ctx context.Context, b *binding, private object, u t
 func (b *binding) recognize(private, public object) (kind, token.PublicKey, bool) {
 	keyType, known := private.number(ckaKeyType)
 	for _, k := range b.kinds {
-		if known && keyType != k.keyType || k.curve != 0 && !bytes.Equal(public.value(ckaECParams), k.params) {
+		if known && keyType != k.keyType || k.curve != 0 && !k.hasParams(public.value(ckaECParams)) {
 			continue
 		}
 		if key, err := k.public(public); err == nil {

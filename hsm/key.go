@@ -261,7 +261,7 @@ func (k *key) callAt(ctx context.Context, b *binding, auth token.Auth, c call, r
 // one costs one try.
 func (t *Token) callWithPIN(ctx context.Context, b *binding, pin []byte, c *call) (*reply, error) {
 	if len(pin) == 0 {
-		return nil, t.pinNeeded(b)
+		return nil, pinErrorOf(&token.AuthError{Reason: token.ErrAuthNeeded, Detail: token.ErrEachTime}, b.info.flags)
 	}
 	if err := t.take(ctx); err != nil {
 		return nil, err

@@ -2,6 +2,7 @@ package hsm
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/rsa"
 	"crypto/x509"
 	"encoding/asn1"
@@ -21,6 +22,7 @@ type kind struct {
 	curve     keyshare.Curve // 0 for RSA
 	keyType   uint64
 	params    []byte // CKA_EC_PARAMS
+	makes     bool   // generate is there; the number of RSA's is 0
 	generate  uint64
 	sign      uint64 // mechanisms; 0 where the module has none
 	derive    uint64
@@ -70,8 +72,9 @@ func (m mechanisms) only(kind uint64) uint64 {
 func kinds(manufacturer string, m mechanisms) []kind {
 	var out []kind
 	add := func(k kind) {
-		if !m.has(k.generate) || k.generate == 0 && k.curve != 0 || k.sign == 0 && k.derive == 0 {
-			return
+		k.makes = m.has(k.generate) && (k.generate != 0 || k.curve == 0)
+		if k.sign == 0 && k.derive == 0 || isMontgomery(k.curve) && !k.makes {
+			return // CKM_ECDH1_DERIVE alone does not say for which curves it is
 		}
 		if k.params == nil && k.curve != 0 {
 			k.params = curveParams(k.algorithm)
@@ -92,18 +95,33 @@ func kinds(manufacturer string, m mechanisms) []kind {
 		{algorithm: token.P521, curve: keyshare.P521},
 	} {
 		k.keyType, k.generate, k.sign, k.derive = ckkEC, m.only(ckmECKeyPairGen), m.only(ckmECDSA), m.only(ckmECDH1Derive)
-		if largest := m[ckmECKeyPairGen]; largest != 0 && largest < fieldBits(k.curve) {
+		if largest := cmp.Or(m[ckmECKeyPairGen], m[ckmECDSA]); largest != 0 && largest < fieldBits(k.curve) {
 			continue
 		}
 		add(k)
 	}
 	for _, a := range []token.Algorithm{token.RSA2048, token.RSA3072, token.RSA4096} {
-		if largest := m[ckmRSAKeyPairGen]; largest != 0 && largest < uint64(a.RSABits()) {
+		if largest := cmp.Or(m[ckmRSAKeyPairGen], m[ckmRSAPKCS]); largest != 0 && largest < uint64(a.RSABits()) {
 			continue
 		}
 		add(kind{algorithm: a, keyType: ckkRSA, generate: ckmRSAKeyPairGen, sign: m.only(ckmRSAPKCS)})
 	}
 	return out
+}
+
+func isMontgomery(c keyshare.Curve) bool { return c == keyshare.X25519 || c == keyshare.X448 }
+
+// hasParams reports whether a value of CKA_EC_PARAMS means the curve: the identifier, or for Edwards curves the
+// name, which PKCS #11 3.0, Section 2.3.5, allows as well and OpenSC writes.
+func (k kind) hasParams(b []byte) bool {
+	if bytes.Equal(b, k.params) {
+		return true
+	}
+	var name string
+	rest, err := asn1.UnmarshalWithParams(b, &name, "printable")
+	return err == nil && len(rest) == 0 && name != "" && name == map[token.Algorithm]string{
+		token.Ed25519: "edwards25519", token.Ed448: "edwards448", token.X25519: "curve25519", token.X448: "curve448",
+	}[k.algorithm]
 }
 
 // fieldBits returns the size of the field of a NIST curve.
@@ -172,7 +190,7 @@ func rsaPublic(a token.Algorithm, o object) (token.PublicKey, error) {
 // point returns CKA_EC_POINT for a public key.
 func (k kind) point(p token.PublicKey) []byte {
 	octets := p.Octets
-	if k.curve == keyshare.X25519 || k.curve == keyshare.X448 {
+	if isMontgomery(k.curve) {
 		octets = octets[:len(octets)-1]
 	}
 	if k.rawPoint {

@@ -150,6 +150,9 @@ func (t *Token) callForbidding(ctx context.Context, b *binding, c *call, more, m
 func label(a token.Algorithm, u token.Use) string { return "mesh-agent " + string(a) + " " + string(u) }
 
 func (t *Token) generate(ctx context.Context, b *binding, k kind, u token.Use, p token.Policy, id []byte, name string) (token.Created, error) {
+	if !k.makes {
+		return token.Created{}, fmt.Errorf("this token makes no %s keys: %w", k.algorithm, token.ErrUnsupported)
+	}
 	public := publicTemplate(k, u, id, name)
 	if k.curve == 0 {
 		public = append(public, number(ckaModulusBits, uint64(k.algorithm.RSABits())), octets(ckaPublicExponent, []byte{1, 0, 1}))

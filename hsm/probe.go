@@ -15,7 +15,7 @@ func (t *Token) probeLocked(ctx context.Context, b *binding) {
 	}
 	t.probed = true
 	k, ok := b.kind(token.P256)
-	if !ok || k.sign == 0 {
+	if !ok || k.sign == 0 || !k.makes {
 		return
 	}
 	report := func(text, mend string) {

@@ -28,7 +28,10 @@ if [ "${1:-}" != demo ]; then
 	[ -e /usr/include/PCSC/winscard.h ] || missing="$missing libpcsclite-dev" # piv-go, in a benchmark
 	[ -e /usr/lib/pcsc/drivers/serial/libifdvpcd.so ] || missing="$missing vsmartcard-vpcd"
 	need pcsc_scan pcsc-tools
-	need opensc-tool opensc
+	need opensc-tool opensc # with opensc-pkcs11
+	need p11tool gnutls-bin
+	need p11-kit p11-kit
+	[ -n "$(find /usr/lib -name p11-kit-client.so 2>/dev/null)" ] || missing="$missing p11-kit-modules"
 	need yubico-piv-tool yubico-piv-tool
 	need yubikey-agent yubikey-agent
 	need openssl openssl

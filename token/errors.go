@@ -73,6 +73,10 @@ type AuthError struct {
 // ErrRefused is the AuthError.Detail of a PIN that is not presented because the device refused it before.
 var ErrRefused = errors.New("refused before, and not presented again")
 
+// ErrEachTime is the AuthError.Detail of a PIN that comes with each request to use the key: that the token is
+// unlocked is not enough.
+var ErrEachTime = errors.New("this key asks for it each time")
+
 // Error says what is needed, how many tries are left, if known, and the detail.
 func (e *AuthError) Error() string {
 	text := fmt.Sprintf("%v (%s)", e.Reason, e.Kind)
