@@ -269,7 +269,8 @@ func newTokenSetupCommand(a *app) *cobra.Command {
 		Long: `Gives a PIV card a random management key, stored on the card so that its PIN opens it, and a
 new PUK and PIN. Nothing of the factory's is left, and keys that are on the card stay. Asks for
 the new PIN, the new PUK, the present PIN and the present PUK; the last two are empty for the
-factory's. Standard input has one line for each. ` + cardHelp,
+factory's. Standard input has one line for each. If it is interrupted, run it again with the
+same answers. ` + cardHelp,
 		Args: args(cobra.ExactArgs(1)),
 		RunE: func(c *cobra.Command, names []string) error {
 			questions := []question{{text: "New PIN (6 to 8 characters)", repeat: true}, {text: "New PUK (6 to 8 characters; write it down)", repeat: true},
