@@ -35,11 +35,6 @@ compare. What only the device's private key shows, "device activate" verifies.`,
 			if err != nil {
 				return err
 			}
-			for _, name := range []string{"account", "device", "pin"} { // a variable that is not set must not pass for no wish
-				if f := c.Flags().Lookup(name); f.Changed && f.Value.String() == "" {
-					return usageError{fmt.Errorf("--%s is empty", name)}
-				}
-			}
 			if pin != "" {
 				if v.pin, err = a.readLine(c.Context(), pin, "PIN"); err != nil {
 					return err

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/spf13/cobra"
 )
@@ -43,6 +44,7 @@ PIV card, an HSM behind a PKCS #11 module, or software where there is no hardwar
 do the other commands.`
 	root.Version = version()
 	root.SilenceErrors, root.SilenceUsage = true, true
+	root.PersistentPreRunE = refuseEmpty
 	root.SetIn(a.stdin)
 	root.SetOut(a.stdout)
 	root.SetErr(a.stderr)
@@ -81,6 +83,17 @@ func args(rule cobra.PositionalArgs) cobra.PositionalArgs {
 		}
 		return nil
 	}
+}
+
+// refuseEmpty refuses a flag that names what is wanted and is empty: a variable of a script that is not
+// set must not pass for a check that nobody asked for.
+func refuseEmpty(c *cobra.Command, _ []string) error {
+	for _, name := range []string{"account", "device", "pin", "witness", "signer", "seed", "profile", "passphrase-file", "unwrap-with", "frame-tree"} {
+		if f := c.Flags().Lookup(name); f != nil && f.Changed && slices.Contains([]string{"", "[]"}, f.Value.String()) {
+			return usageError{fmt.Errorf("--%s is empty", name)}
+		}
+	}
+	return nil
 }
 
 // required marks flags that must be given.
