@@ -79,13 +79,25 @@ func (p *plea) pin(ctx context.Context, n keyring.Need) (token.Auth, error) {
 	}
 	defer p.wait(n.Token)()
 	unlocker, ok := t.(token.Unlocker)
-	if !ok || n.Policy.PIN == token.PINAlways || t.Info().State != token.StateLocked {
+	switch {
+	case !ok, eachTime(n):
 		return p.once(ctx, t, n)
+	case isLocked(t):
+		return token.Auth{}, p.unlockOnce(ctx, t.Info().Name, func(ctx context.Context) error {
+			return p.unlock(ctx, t, unlocker, n)
+		})
+	case p.asked[n.Token] == 1: // it has been unlocked since
+		return token.Auth{}, nil
 	}
-	return token.Auth{}, p.unlockOnce(ctx, t.Info().Name, func(ctx context.Context) error {
-		return p.unlock(ctx, t, unlocker, n)
-	})
+	return p.once(ctx, t, n) // that is not enough
 }
+
+// eachTime reports whether a PIN is for one operation.
+func eachTime(n keyring.Need) bool {
+	return n.Policy.PIN == token.PINAlways || errors.Is(n.Err, token.ErrEachTime)
+}
+
+func isLocked(t token.Token) bool { return t.Info().State == token.StateLocked }
 
 // wait notes for StatusRequest that the plea waits, until done is called.
 func (p *plea) wait(tokenName string) (done func()) {
@@ -150,6 +162,9 @@ func (p *plea) spend(ctx context.Context, t token.Token, pin []byte, last bool) 
 
 // unlock asks until the token is unlocked, or has refused too often.
 func (p *plea) unlock(ctx context.Context, t token.Token, u token.Unlocker, n keyring.Need) error {
+	if !isLocked(t) { // it has been unlocked since
+		return nil
+	}
 	for range maxAsked {
 		pin, last, err := p.ask(ctx, t, n)
 		if err != nil {
@@ -319,7 +334,7 @@ func (p *plea) lastTry(n keyring.Need) string {
 // question asks for the PIN.
 func (p *plea) question(n keyring.Need, left int) prompt.Question {
 	lines := []string{"PIN of the token " + prompt.Line(n.Token), p.reason()}
-	if n.Policy.PIN == token.PINAlways {
+	if eachTime(n) {
 		lines = append(lines, "This key asks for it each time.")
 	}
 	switch {

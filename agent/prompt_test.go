@@ -462,6 +462,34 @@ func TestPromptRechecks(t *testing.T) {
 	b.none(t)
 }
 
+// TestPromptUnlockedMeanwhile asks nobody for a token that somebody else has unlocked already, unless that is
+// not enough.
+func TestPromptUnlockedMeanwhile(t *testing.T) {
+	t.Parallel()
+	b := newPromptBench(t, tokentest.FakeOptions{})
+	key := b.key(t, token.UseSign, token.PINDefault)
+	if err := b.fake.Unlock(t.Context(), []byte(rightPIN)); err != nil {
+		t.Fatal(err)
+	}
+	needed := &token.AuthError{Reason: token.ErrAuthNeeded, Kind: "PIN", TriesLeft: 3}
+	b.fake.FailBefore(tokentest.OpSign, needed)
+	want(t, <-b.operates(t.Context(), signs(key)), 201, "")
+	b.none(t)
+	b.fake.FailBefore(tokentest.OpSign, needed, needed)
+	done := b.operates(t.Context(), signs(key))
+	b.next(t, false).answer(rightPIN)
+	want(t, <-done, 201, "")
+	b.fake.FailBefore(tokentest.OpSign, &token.AuthError{Reason: token.ErrAuthNeeded, Kind: "PIN", TriesLeft: 3, Detail: token.ErrEachTime})
+	done = b.operates(t.Context(), signs(key))
+	b.next(t, false, "This key asks for it each time.").answer(rightPIN)
+	want(t, <-done, 201, "")
+	p := &plea{request: &request{Agent: b.Agent}, entry: key}
+	if err := p.unlock(t.Context(), b.fake, b.fake, keyring.Need{Token: "card", Err: needed}); err != nil {
+		t.Errorf("unlocked already: %v", err)
+	}
+	b.none(t)
+}
+
 // TestPromptHangup closes the socket of a client that waits.
 func TestPromptHangup(t *testing.T) {
 	t.Parallel()
