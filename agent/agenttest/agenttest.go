@@ -19,6 +19,12 @@ import (
 // returns its Mesh socket. The agent's keyring closes the tokens.
 func Serve(tb testing.TB, tokens ...token.Token) (socket string) {
 	tb.Helper()
+	return ServeWith(tb, agent.Config{}, tokens...)
+}
+
+// ServeWith is Serve with a configuration, whose Keyring it makes.
+func ServeWith(tb testing.TB, config agent.Config, tokens ...token.Token) (socket string) {
+	tb.Helper()
 	dir, err := os.MkdirTemp("", "agent") // a socket's path is short
 	if err != nil {
 		tb.Fatal(err)
@@ -39,7 +45,8 @@ func Serve(tb testing.TB, tokens ...token.Token) (socket string) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() { done <- agent.New(agent.Config{Keyring: ring}).Serve(ctx, listener, nil) }()
+	config.Keyring = ring
+	go func() { done <- agent.New(config).Serve(ctx, listener, nil) }()
 	tb.Cleanup(func() {
 		cancel()
 		if err := <-done; err != nil {

@@ -409,7 +409,7 @@ func TestTestAsksFlavor(t *testing.T) {
 			t.Errorf("%q: %q, %v", reply, got.pin, got.err)
 		}
 	}
-	for name, there := range map[string]bool{newTerminal(t).name: true, "/dev/null": false, "/dev/pts/none": false} {
+	for name, there := range map[string]bool{prompttest.NewTerminal(t).Name: true, "/dev/null": false, "/dev/pts/none": false} {
 		terminal = name
 		done := make(chan answer, 1)
 		go func() {
