@@ -52,9 +52,14 @@ func (s *session) place(ctx context.Context, p token.Place, u token.Use, policy 
 			return 0, err
 		case !occupied:
 			return slot, nil
+		case p.Slot != "" && !applet.HasMetadata(s.worker.version):
+			return 0, fmt.Errorf("%w: %w, or not: %v: firmware %v does not tell", token.ErrBadRequest, ErrOccupied, slot, s.worker.version)
 		case p.Slot != "":
 			return 0, fmt.Errorf("%w: %w: %v", token.ErrBadRequest, ErrOccupied, slot)
 		}
+	}
+	if !applet.HasMetadata(s.worker.version) {
+		return 0, fmt.Errorf("%w: %w, or not: firmware %v does not tell; name one that may be overwritten", token.ErrBadRequest, ErrFull, s.worker.version)
 	}
 	return 0, fmt.Errorf("%w: %w", token.ErrBadRequest, ErrFull)
 }

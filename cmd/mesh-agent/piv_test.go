@@ -1,8 +1,14 @@
 package main
 
 import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/pem"
 	"fmt"
+	"math/big"
 	"os"
 	"strconv"
 	"testing"
@@ -41,16 +47,31 @@ func makeCard(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(os.WriteFile(ts.MkAbs("maker/root.pem"), root, 0o644))
 }
 
-// cardSlot generates a P-256 key in a slot of the card, as another program may.
+// cardSlot generates a P-256 key in a slot of the card, as another program may, or imports one into slot 9a.
 func cardSlot(ts *testscript.TestScript, neg bool, args []string) {
 	if len(args) != 1 || neg {
-		ts.Fatalf("usage: pivkey SLOT")
+		ts.Fatalf("usage: pivkey SLOT|imported")
+	}
+	card := ts.Value(cardKey{}).(*virtualCard).card
+	if args[0] == "imported" {
+		importIntoCard(ts, card)
+		return
 	}
 	slot, err := strconv.ParseUint(args[0], 16, 8)
 	ts.Check(err)
-	const p256, pinOnce, touchNever = 0x11, 2, 1
-	_, err = ts.Value(cardKey{}).(*virtualCard).card.Generate(byte(slot), p256, pinOnce, touchNever)
+	_, err = card.Generate(byte(slot), pivtest.AlgP256, pivtest.PINPolicyOnce, pivtest.TouchPolicyNever)
 	ts.Check(err)
+}
+
+func importIntoCard(ts *testscript.TestScript, card *pivtest.Card) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	ts.Check(err)
+	ts.Check(card.Put(pivtest.SlotAuthentication, key, pivtest.PINPolicyOnce, pivtest.TouchPolicyNever))
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "imported"}}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	ts.Check(err)
+	object := append([]byte{0x70, 0x82, byte(len(der) >> 8), byte(len(der))}, der...) // SP 800-73-4 Part 1, Table 10
+	card.SetObject(0x5FC105, append(object, 0x71, 1, 0, 0xFE, 0))
 }
 
 // touchCard waits until the card waits for a touch, or touches it.

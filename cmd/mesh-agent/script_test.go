@@ -41,6 +41,7 @@ func TestMain(m *testing.M) {
 //	hsmkey LABEL           put a P-256 key into that token, as another program may
 //	pivcard [FIRMWARE]     put a new PIV card, number 5700001, into a virtual reader; maker/ has its root
 //	pivkey SLOT            generate a P-256 key in a slot of the card, as another program may
+//	pivkey imported        import one into slot 9a, with a certificate
 //	[!] pivplug            plug the card in, or out
 //	pivtouch wait          wait until the card waits for a touch
 //	pivtouch give          touch it
