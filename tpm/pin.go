@@ -8,6 +8,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"sync"
 	"time"
@@ -41,6 +42,9 @@ type pinState struct {
 	refused [][sha256.Size]byte // PINs that the TPM refused, under nonce
 	nonce   [sha256.Size]byte   // of this process
 }
+
+// maxLockout is the longest lockout that is told of, in seconds: more does not go into a time.Duration.
+const maxLockout = uint64(math.MaxInt64 / time.Second)
 
 // maxRefused bounds the memory of refused PINs; a TPM takes about as many before it locks.
 const maxRefused = 32
@@ -275,7 +279,8 @@ func (d *device) lockout(err error) error {
 		return err
 	}
 	intervals := 1 + max(0, int64(p[tpm2.TPMPTLockoutCounter])-int64(p[tpm2.TPMPTMaxAuthFail]))
-	wait := time.Duration(intervals) * time.Duration(p[tpm2.TPMPTLockoutInterval]) * time.Second
+	seconds := uint64(intervals) * uint64(p[tpm2.TPMPTLockoutInterval]) // nobody vouches for either
+	wait := time.Duration(min(seconds, maxLockout)) * time.Second
 	return fmt.Errorf("%w: %w", &token.LockoutError{RetryAfter: wait}, err)
 }
 

@@ -479,6 +479,26 @@ func TestDelete(t *testing.T) {
 	}
 }
 
+// TestDeletedElsewhere has another program delete the key of a token while it is open here.
+func TestDeletedElsewhere(t *testing.T) {
+	t.Parallel()
+	fake := fakeTPM()
+	f := newRing(t, fake)
+	e := f.generate(t, "tpm", token.P256, token.UseAgree)
+	useKey(t, e)
+	fake.FailBefore(tokentest.OpAgree, token.ErrNotFound)
+	_, err := e.AgreePoint(t.Context(), nil, randomScalar(t, token.P256).Public(), nil, token.Auth{})
+	wantErr(t, "AgreePoint with a key that is gone", err, token.ErrNotFound)
+	if now := f.find(t, e.Udf); !strings.HasPrefix(now.State, stateUnreadable) {
+		t.Errorf("state is %q, want unreadable", now.State)
+	}
+	opened := fake.Calls(tokentest.OpOpen)
+	useKey(t, e)
+	if now := f.find(t, e.Udf); now.State != "" || fake.Calls(tokentest.OpOpen) != opened+1 {
+		t.Errorf("state is %q after it came back, opened %d times", now.State, fake.Calls(tokentest.OpOpen)-opened)
+	}
+}
+
 func TestTokenAbsent(t *testing.T) {
 	t.Parallel()
 	fake := fakeTPM()

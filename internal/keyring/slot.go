@@ -198,7 +198,11 @@ func (s *slot) inGate(ctx context.Context, gate Gate, p *part, op func(token.Key
 	if err != nil {
 		return fmt.Errorf("open key: %w", err)
 	}
-	return op(key)
+	if err = op(key); errors.Is(err, token.ErrNotFound) {
+		s.setState(err) // somebody else deleted it; if it comes back, it is opened anew
+		err = errors.Join(err, p.forget())
+	}
+	return err
 }
 
 func (s *slot) initialState() string {
