@@ -1,6 +1,10 @@
 package piv
 
 import (
+	"bufio"
+	"fmt"
+	"os"
+	"os/exec"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -173,17 +177,77 @@ func TestGenerateWithoutManagementKey(t *testing.T) {
 	wantAll(t, "wrong management key", err, token.ErrAuthWrong)
 }
 
+// finds wants a finding of the token.
+func (b *bench) finds(t *testing.T, s token.Severity, text string) {
+	t.Helper()
+	findings := b.token.Diagnose(t.Context())
+	for _, f := range findings {
+		if f.Severity == s && strings.Contains(f.Text, text) && (f.Mend != "") == (s != token.SeverityInfo) {
+			return
+		}
+	}
+	t.Errorf("no finding %q among %v", text, findings)
+}
+
+// TestDiagnoseTries finds secrets that are nearly blocked. Looking at them uses up no try.
+func TestDiagnoseTries(t *testing.T) {
+	t.Parallel()
+	for _, version := range [][3]byte{{5, 7, 1}, {4, 3, 5}} {
+		b := newBench(t, pivtest.Config{Version: version}, Options{})
+		for _, wrong := range []string{"000000", "000001"} {
+			wantAll(t, "unlock", b.token.Unlock(t.Context(), []byte(wrong)), token.ErrAuthWrong)
+		}
+		for range 3 {
+			b.finds(t, token.SeverityWarning, "the PIN has one try left")
+		}
+		if err := b.token.UnlockLastTry(t.Context(), []byte(testPIN)); err != nil {
+			t.Errorf("firmware %v: %v", version, err)
+		}
+		for range 2 {
+			wantAll(t, "set PUK", b.token.SetPUK(t.Context(), []byte("00000000"), []byte(testPUK)), token.ErrAuthWrong)
+		}
+		if version[0] == 5 { // others do not tell
+			b.finds(t, token.SeverityWarning, "the PUK has one try left")
+			wantAll(t, "last try of the PUK", b.token.SetPUK(t.Context(), []byte(testPUK), []byte("55554444")), ErrLastTry)
+		}
+	}
+}
+
+// TestDiagnoseHolder names a program that has the card library, where one keeps the card for itself.
+func TestDiagnoseHolder(t *testing.T) {
+	t.Parallel()
+	b := newCard(t, pivtest.Config{})
+	scan := exec.CommandContext(t.Context(), "pcsc_scan")
+	scan.Env = []string{b.daemon.Env(), "PATH=" + os.Getenv("PATH")}
+	out, err := scan.StdoutPipe()
+	if err == nil {
+		err = scan.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = scan.Process.Kill()
+		_ = scan.Wait() // killed: the error says nothing
+	})
+	if _, err := bufio.NewReader(out).ReadString('\n'); err != nil { // it runs
+		t.Fatal(err)
+	}
+	b.idle(t)
+	b.daemon.Inject(func(c pivtest.Call) pivtest.Code {
+		if c.Command == pivtest.CommandConnect {
+			return pivtest.SharingViolation
+		}
+		return pivtest.Success
+	})
+	b.finds(t, token.SeverityError, fmt.Sprintf("pcsc_scan (process %d)", scan.Process.Pid))
+}
+
 func TestDiagnose(t *testing.T) {
 	t.Parallel()
 	find := func(b *bench, s token.Severity, text string) {
 		t.Helper()
-		findings := b.token.Diagnose(t.Context())
-		for _, f := range findings {
-			if f.Severity == s && strings.Contains(f.Text, text) && (f.Mend != "") == (s != token.SeverityInfo) {
-				return
-			}
-		}
-		t.Errorf("no finding %q among %v", text, findings)
+		b.finds(t, s, text)
 	}
 	b := newCard(t, pivtest.Config{})
 	find(b, token.SeverityInfo, "firmware 5.7.1")
