@@ -149,7 +149,7 @@ func (a *app) contentSeed(ctx context.Context, recipients []mesh.Recipient, o op
 		return seed, "", err
 	}
 	err = a.with(ctx, func(conn *client.Client) error {
-		keys, err := decryptionKeys(ctx, conn, o.key)
+		keys, err := decryptionKeys(ctx, conn, o.key, recipients)
 		if err != nil {
 			return err
 		}
@@ -178,8 +178,9 @@ func seedFromPoints(recipients []mesh.Recipient, partials []point) ([]byte, erro
 	return nil, errors.New("the shares together do not open it")
 }
 
-// decryptionKeys returns the key of this id, or all that decrypt.
-func decryptionKeys(ctx context.Context, conn *client.Client, id string) ([]mesh.KeyInfo, error) {
+// decryptionKeys returns the key of this id, or all that decrypt, and those that a recipient entry names:
+// if they are not in order, the agent says why.
+func decryptionKeys(ctx context.Context, conn *client.Client, id string, recipients []mesh.Recipient) ([]mesh.KeyInfo, error) {
 	if id != "" {
 		info, err := conn.KeyShow(ctx, id)
 		if err != nil {
@@ -191,7 +192,15 @@ func decryptionKeys(ctx context.Context, conn *client.Client, id string) ([]mesh
 	if err != nil {
 		return nil, err
 	}
-	return slices.DeleteFunc(keys, func(k mesh.KeyInfo) bool { return !slices.Contains(k.Operations, "Decrypt") }), nil
+	return slices.DeleteFunc(keys, func(k mesh.KeyInfo) bool {
+		named := slices.ContainsFunc(recipients, func(r mesh.Recipient) bool { return names(r, k) })
+		return !named && !slices.Contains(k.Operations, "Decrypt")
+	}), nil
+}
+
+// names reports whether a recipient entry is for a key.
+func names(r mesh.Recipient, k mesh.KeyInfo) bool {
+	return sameKey(r.KeyID, k.Udf) || sameKey(r.KeyID, k.UdfG2)
 }
 
 // attempt is one recipient entry to be opened with one key.
@@ -207,7 +216,7 @@ func attempts(recipients []mesh.Recipient, keys []mesh.KeyInfo) []attempt {
 	for _, k := range keys {
 		for _, r := range recipients {
 			switch {
-			case sameKey(r.KeyID, k.Udf) || sameKey(r.KeyID, k.UdfG2):
+			case names(r, k):
 				named = append(named, attempt{k, r})
 			case r.EphemeralKey.PublicKeyECDH != nil && r.EphemeralKey.PublicKeyECDH.Curve == k.Algorithm:
 				others = append(others, attempt{k, r})

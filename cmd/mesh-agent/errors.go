@@ -79,6 +79,8 @@ func adviceFor(command *cobra.Command, err error) string {
 		return fmt.Sprintf("`%s --help` shows how", command.CommandPath())
 	case errors.As(err, &status) && strings.HasPrefix(status.Text, token.ErrAuthWrong.Error()):
 		return "a wrong PIN may cost a try: see how many are left by mesh-agent doctor; for a key file, check its passphrase"
+	case errors.As(err, &status) && strings.HasPrefix(status.Text, token.ErrPCR.Error()):
+		return "if an update was made, seal the key to the new state with its recovery secret: mesh-agent key reseal --recovery - UDF"
 	case errors.As(err, &status) && strings.HasSuffix(status.Text, token.ErrEachTime.Error()):
 		return "give it with the request: mesh-agent sign --pin"
 	case errors.As(err, &status) && status.Status == 401 && strings.Contains(status.Text, ": prompt program "):
