@@ -134,6 +134,20 @@ func TestEntries(t *testing.T) {
 	}
 }
 
+func BenchmarkMatches(b *testing.B) {
+	for _, c := range curves {
+		n := c.std.Params().N
+		base := c.base(multiple(b, c.ecdh, random(b, n), (n.BitLen()+7)/8))
+		u1, u2, x := random(b, n), random(b, n), random(b, n)
+		b.Run(c.std.Params().Name, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				base.Matches(u1, u2, x)
+			}
+		})
+	}
+}
+
 // TestEncode compares with filippo.io/edwards25519.
 func TestEncode(t *testing.T) {
 	t.Parallel()

@@ -9,8 +9,8 @@ import (
 // CRYPTO '94): the bits of a scalar are arranged in rows, and a table entry of type P is the sum for one column of
 // bits. Each block of columns has its own table, which saves doublings.
 type comb[P any] struct {
+	tables         [blocks][1 << teeth]P // entry 0 is not used; first, so that a point of P-256 is one cache line
 	columns, block int
-	tables         [blocks][1 << teeth]P // entry 0 is not used
 }
 
 const (
