@@ -65,7 +65,8 @@ type Keyring struct {
 	store    *store.Store
 	tokens   []token.Token
 	software Software
-	guard    *guard // nil if the records are not guarded against rollback
+	guard    *guard       // nil if the records are not guarded against rollback
+	broken   []store.Part // of records that did not load: other keys leave these in their tokens
 	snapshot atomic.Pointer[Snapshot]
 
 	mu   sync.Mutex                 // never held across I/O
@@ -121,6 +122,7 @@ func OpenConfig(c Config) (*Keyring, error) {
 		s, err := k.newSlot(r)
 		if err != nil {
 			problems = append(problems, fmt.Sprintf("key %s: %v", r.Udf, err))
+			k.broken = append(k.broken, r.Parts...)
 			continue
 		}
 		slots = append(slots, s)

@@ -479,6 +479,30 @@ func TestDelete(t *testing.T) {
 	}
 }
 
+// TestDeleteBaseOfBroken deletes the base of a composite whose record does not load, and mends that.
+func TestDeleteBaseOfBroken(t *testing.T) {
+	t.Parallel()
+	fake, soft := fakeTPM(), t.TempDir()
+	f := newRing(t, fake, openSoft(t, soft))
+	base := f.generate(t, "tpm", token.P256, token.UseAgree)
+	sum, err := f.AddComposite(t.Context(), nil, CompositeSpec{
+		Base: base.Udf, Token: "soft", Use: token.UseAgree,
+		Contribution: &token.PrivateKey{Algorithm: token.P256, Scalar: randomScalar(t, token.P256).Bytes()},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	use := ""
+	f.edit(t, sum, func(r map[string]any) { use, r["Use"] = r["Use"].(string), "none such" })
+	f.restart(t, fake.Reopen(), openSoft(t, soft))
+	if _, err := f.Delete(t.Context(), nil, base.Udf); err != nil {
+		t.Fatal(err)
+	}
+	f.edit(t, sum, func(r map[string]any) { r["Use"] = use })
+	f.restart(t, fake.Reopen(), openSoft(t, soft))
+	useKey(t, f.find(t, sum.Udf))
+}
+
 // TestDeletedElsewhere has another program delete the key of a token while it is open here.
 func TestDeletedElsewhere(t *testing.T) {
 	t.Parallel()

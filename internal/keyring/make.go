@@ -1,6 +1,7 @@
 package keyring
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -285,8 +286,14 @@ func (k *Keyring) deleteParts(ctx context.Context, gate Gate, s *slot) error {
 	return nil
 }
 
-// usedElsewhere reports whether another key has this part too: a composite its base's.
+// usedElsewhere reports whether another key has this part too: a composite its base's. A record that did not
+// load may be mended one day.
 func (k *Keyring) usedElsewhere(s *slot, p *part) bool {
+	if slices.ContainsFunc(k.broken, func(b store.Part) bool {
+		return b.Token == p.tokenName && bytes.Equal(b.Handle, p.request.Handle)
+	}) {
+		return true
+	}
 	return slices.ContainsFunc(k.Snapshot().slots, func(other *slot) bool {
 		return other != s && slices.ContainsFunc(other.parts, p.sameHandle)
 	})
