@@ -536,6 +536,9 @@ func (r *request) installAccount(ctx context.Context, m *maker, member *device.M
 // partial result of the service for each decryption.
 func (r *request) takeKey(ctx context.Context, m *maker, w wish, k *mesh.KeyData) (refused []string, err error) {
 	refuse := func(why string) []string { return []string{w.name + ": " + why} }
+	if err := k.CheckValidity(time.Now()); err != nil {
+		return refuse(err.Error()), nil
+	}
 	p := k.PrivateParameters
 	if s := p.KeyShare; s != nil {
 		if s.Share == nil || w.use != token.UseDecrypt {

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/mesh-agent/mesh-agent/internal/devicestate"
 	"github.com/mesh-agent/mesh-agent/internal/keyring"
@@ -436,14 +437,19 @@ func TestApplicationsAreConfirmed(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, c := range map[string]struct {
-		edit  func(*mesh.DeviceActivateRequest)
-		taken bool
+		edit    func(*mesh.DeviceActivateRequest)
+		until   time.Time
+		taken   bool
+		refused string
 	}{
-		"nothing said":           {func(*mesh.DeviceActivateRequest) {}, false},
-		"in the catalog":         {func(r *mesh.DeviceActivateRequest) { r.Applications = []strictjson.Value{entry(pub)} }, true},
-		"another in the catalog": {func(r *mesh.DeviceActivateRequest) { r.Applications = []strictjson.Value{entry(anotherPub)} }, false},
-		"accepted":               {func(r *mesh.DeviceActivateRequest) { r.Accept = []string{udf} }, true},
-		"another accepted":       {func(r *mesh.DeviceActivateRequest) { r.Accept = []string{"MAAA-AAAA-AAAA-AAAA-AAAA-AAAA-AAAA"} }, false},
+		"nothing said":           {edit: func(*mesh.DeviceActivateRequest) {}, refused: udf},
+		"in the catalog":         {edit: func(r *mesh.DeviceActivateRequest) { r.Applications = []strictjson.Value{entry(pub)} }, taken: true},
+		"another in the catalog": {edit: func(r *mesh.DeviceActivateRequest) { r.Applications = []strictjson.Value{entry(anotherPub)} }, refused: udf},
+		"accepted":               {edit: func(r *mesh.DeviceActivateRequest) { r.Accept = []string{udf} }, taken: true},
+		"another accepted":       {edit: func(r *mesh.DeviceActivateRequest) { r.Accept = []string{"MAAA-AAAA-AAAA-AAAA-AAAA-AAAA-AAAA"} }, refused: udf},
+		"accepted, and expired": {
+			edit: func(r *mesh.DeviceActivateRequest) { r.Accept = []string{udf} }, until: time.Unix(1<<30, 0), refused: "ClientKey: key is not valid since 2004",
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -452,7 +458,9 @@ func TestApplicationsAreConfirmed(t *testing.T) {
 			x := newTestAccount(t, mesh.G1)
 			approve(t, a, x.Account.Name())
 			made := x.connect(t, d, func(g *device.Grant) {
-				g.Applications = []device.ApplicationGrant{{Kind: "Ssh", Identifier: udf, Keys: map[string]*mesh.KeyData{"ClientKey": key()}}}
+				k := key()
+				k.NotOnOrAfter = c.until
+				g.Applications = []device.ApplicationGrant{{Kind: "Ssh", Identifier: udf, Keys: map[string]*mesh.KeyData{"ClientKey": k}}}
 			})
 			r := activate(t, a, made, c.edit)
 			if r.Status != mesh.StatusOK {
@@ -461,7 +469,7 @@ func TestApplicationsAreConfirmed(t *testing.T) {
 			if e, err := a.ring.Snapshot().FindPublic(pub); (err == nil) != c.taken || err == nil && e.Use != token.UseSSH {
 				t.Errorf("key: %v, %v", e, err)
 			}
-			if said := len(r.Refused) == 1 && strings.Contains(r.Refused[0], udf); said == c.taken {
+			if said := len(r.Refused) == 1 && strings.Contains(r.Refused[0], c.refused); said == c.taken {
 				t.Errorf("refused: %q", r.Refused)
 			}
 			list := a.exchange(t.Context(), sshOnly, []byte{sshRequestIdentities})

@@ -297,6 +297,11 @@ func TestVerifyRefuses(t *testing.T) {
 				keys.Encryption.Udf = keys.Signature.Udf
 				c.Activations[1] = a.signed(t, must(keys.marshal()), *conn.Encryption)
 			}, StepActivation, TagActivationCommon, token.ErrBadKey},
+			{"account's activation with a key that has expired", func(c *CatalogedDevice) {
+				keys := must(NewAccountActivation(a.seed, Rights{Common: true}, g))
+				keys.Entries[1].Key.NotOnOrAfter = now
+				c.Activations[1] = a.signed(t, must(keys.marshal()), *conn.Encryption)
+			}, StepActivation, TagActivationCommon, token.ErrBadKey},
 			{"account's activation with a wrapped seed of another", func(c *CatalogedDevice) {
 				recipients := c.Activations[1].Header.Recipients
 				recipients[0].WrappedKey = must(mesh.Encrypt(rand.Reader, nil, "", *conn.Encryption)).Header.Recipients[0].WrappedKey

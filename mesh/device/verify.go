@@ -111,6 +111,7 @@ func (v Verification) Verify(ctx context.Context, c *CatalogedDevice) (*Membersh
 	if v.Device == nil || v.Base == nil {
 		return nil, fmt.Errorf("verify CatalogedDevice: the own profile and key are needed: %w", token.ErrBadRequest)
 	}
+	v = v.timed()
 	m, err := v.verifyPublic(c)
 	if err != nil {
 		return nil, err
@@ -130,12 +131,20 @@ func (v Verification) Verify(ctx context.Context, c *CatalogedDevice) (*Membersh
 // but what of the fifth needs the activation. That the connection's keys contain the device's own
 // it does not show.
 func (v Verification) VerifyPublic(c *CatalogedDevice) (*Membership, error) {
+	v = v.timed()
 	m, err := v.verifyPublic(c)
 	if err != nil {
 		return nil, err
 	}
 	m.Order, err = v.order(c)
 	return m, err
+}
+
+func (v Verification) timed() Verification {
+	if v.Now.IsZero() {
+		v.Now = time.Now()
+	}
+	return v
 }
 
 func (v Verification) order(c *CatalogedDevice) (Order, error) {
@@ -151,9 +160,6 @@ func (v Verification) order(c *CatalogedDevice) (Order, error) {
 }
 
 func (v Verification) verifyPublic(c *CatalogedDevice) (*Membership, error) {
-	if v.Now.IsZero() {
-		v.Now = time.Now()
-	}
 	m := &Membership{Applications: c.Applications}
 	for _, step := range []func(*Membership, *CatalogedDevice) error{v.account, v.device, v.signatures, v.binding, v.connections} {
 		if err := step(m, c); err != nil {
@@ -299,6 +305,11 @@ func (v Verification) open(ctx context.Context, m *Membership, c *CatalogedDevic
 	defer clear(common)
 	if m.Keys, err = ParseAccountActivation(common, m.Account.Generation); err != nil {
 		return &VerifyError{StepActivation, TagActivationCommon, err}
+	}
+	for _, k := range m.Keys.Named() {
+		if err := k.Key.CheckValidity(v.Now); err != nil {
+			return &VerifyError{StepActivation, TagActivationCommon, fmt.Errorf("%.64q: %w", k.Name, err)}
+		}
 	}
 	return nil
 }
