@@ -58,7 +58,7 @@ func (s *session) present(ctx context.Context, pin []byte, last tryPolicy) error
 	}
 	switch {
 	case err == nil && p.refused != nil && hmac.Equal(p.refused, p.hash(pin)):
-		return fmt.Errorf("%w: the card has refused this PIN before", &token.AuthError{Reason: token.ErrAuthWrong, Kind: "PIN", TriesLeft: tries})
+		return &token.AuthError{Reason: token.ErrAuthWrong, Kind: "PIN", TriesLeft: tries, Detail: token.ErrRefused}
 	case err != nil:
 		return err
 	case !verified && tries == 0:

@@ -34,6 +34,7 @@ func TestWrongPIN(t *testing.T) {
 	wantTries(t, "wrong PIN", b.token.Unlock(ctx, []byte("000000")), token.ErrAuthWrong, 2)
 	wantTries(t, "the same PIN", b.token.Unlock(ctx, []byte("000000")), token.ErrAuthWrong, 2)
 	wantTries(t, "the same PIN once more", b.token.Unlock(ctx, []byte("000000")), token.ErrAuthWrong, 2) // it was not given
+	wantAll(t, "and once more", b.token.Unlock(ctx, []byte("000000")), token.ErrRefused)
 	wantTries(t, "another wrong PIN", b.token.Unlock(ctx, []byte("000001")), token.ErrAuthWrong, 1)
 	err := b.token.Unlock(ctx, []byte(testPIN))
 	wantTries(t, "last try", err, token.ErrAuthNeeded, 1)
