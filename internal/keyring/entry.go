@@ -26,7 +26,7 @@ type Entry struct {
 	Token      string           // name of the token, of the first part of a composite
 	Protection token.Protection // of a composite: that of its least protected part
 	Guard      token.Guard      // of a sealed key: what opens it, of the same part
-	Policy     token.Policy     // what was asked for when the key was made, of the first part
+	Policy     token.Policy     // what it asks of its user, as far as the token tells or was asked for, of the first part
 	PCRs       string           // the selection of a key sealed to PCRs, of the first part
 	Label      string
 	Public     token.PublicKey

@@ -166,6 +166,15 @@ func (p *part) opened() token.Key {
 	return p.key
 }
 
+// known returns what the open key is held to where it tells, which no record knows of a key that was
+// made as the token does it by itself; else the policy of the record.
+func (p *part) known(recorded token.Policy) token.Policy {
+	if key, ok := p.opened().(token.Attended); ok {
+		return key.Policy()
+	}
+	return recorded
+}
+
 // forget closes the key if it is open.
 func (p *part) forget() error {
 	p.mu.Lock()

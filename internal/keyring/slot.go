@@ -218,12 +218,12 @@ func (s *slot) initialState() string {
 func (s *slot) setState(err error) {
 	for {
 		old := s.entry.Load()
-		state := s.stateAfter(err, old.State)
-		if state == old.State {
+		state, policy := s.stateAfter(err, old.State), s.parts[0].known(old.Policy)
+		if state == old.State && policy == old.Policy {
 			return
 		}
 		e := *old
-		e.State = state
+		e.State, e.Policy = state, policy
 		if s.entry.CompareAndSwap(old, &e) {
 			return
 		}
