@@ -123,6 +123,42 @@ func (b *bench) idle(tb testing.TB) {
 	}
 }
 
+// TestPowerDownWhenIdle has the reader take the power from the card whenever nobody uses it, as pcscd does: the card
+// forgets the PIN, and the agent presents it again. Whoever locks the token has locked it.
+func TestPowerDownWhenIdle(t *testing.T) {
+	t.Parallel()
+	for _, version := range [][3]byte{{5, 7, 1}, {4, 3, 5}} {
+		b := newBench(t, pivtest.Config{Version: version}, Options{})
+		c, err := b.token.Generate(t.Context(), token.GenerateRequest{
+			Algorithm: token.P256, Use: token.UseSign, Place: token.Place{Slot: "9c", Overwrite: true},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		k, err := b.token.Open(t.Context(), token.OpenRequest{Handle: c.Handle, Public: c.Public, Use: token.UseSign})
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.reader.PowerDownWhenIdle()
+		for range 3 {
+			if err := sign(t.Context(), k.(token.Signer), token.Auth{}); err != nil {
+				t.Errorf("firmware %v: %v", version, err)
+			}
+			b.idle(t)
+		}
+		if err := b.token.Lock(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		b.idle(t)
+		wantTries(t, "sign when locked", sign(t.Context(), k.(token.Signer), token.Auth{}), token.ErrAuthNeeded, 3)
+		if err := sign(t.Context(), k.(token.Signer), token.Auth{PIN: []byte(testPIN)}); err != nil {
+			t.Errorf("firmware %v: with the PIN: %v", version, err)
+		}
+		b.idle(t)
+		wantTries(t, "sign after that", sign(t.Context(), k.(token.Signer), token.Auth{}), token.ErrAuthNeeded, 3)
+	}
+}
+
 // TestMidOperation has each fault happen while the card computes a signature.
 func TestMidOperation(t *testing.T) {
 	t.Parallel()
