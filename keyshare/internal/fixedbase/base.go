@@ -9,7 +9,7 @@ import (
 	"sync"
 )
 
-// Base is a point with tables of its multiples, which take 128 to 288 kilobytes. It may be used from several
+// Base is a point with tables of its multiples, which take 64 to 144 kilobytes. It may be used from several
 // goroutines at once.
 type Base interface {
 	// Matches reports whether x is the affine x-coordinate, modulo the order of the group, of
@@ -98,15 +98,12 @@ func (b *base[E]) Matches(u1, u2, x *big.Int) bool {
 	c := b.curve
 	s := &sum[E]{prime: c.prime}
 	k1, k2 := words(u1, len(s.x)), words(u2, len(s.x))
+	terms := make([]affine[E], 0, 2*blocks)
 	for column := b.comb.block - 1; column >= 0; column-- {
+		terms = b.comb.append(c.generator.append(terms[:0], column, k1), column, k2)
 		s.double()
-		for block := range blocks {
-			if p := c.generator.entry(block, column, k1); p != nil {
-				s.plus(p)
-			}
-			if p := b.comb.entry(block, column, k2); p != nil {
-				s.plus(p)
-			}
+		for i := range terms {
+			s.plus(&terms[i])
 		}
 	}
 	if s.infinite() {

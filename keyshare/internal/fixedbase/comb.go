@@ -14,7 +14,7 @@ type comb[P any] struct {
 }
 
 const (
-	teeth  = 10 // rows
+	teeth  = 9 // rows: with more, the tables crowd the cache that the device's software needs, too
 	blocks = 2
 )
 
@@ -23,23 +23,26 @@ func newComb[P any](bits int) *comb[P] {
 	return &comb[P]{columns: columns, block: (columns + blocks - 1) / blocks}
 }
 
-// entry returns what to add for a column of a block and the scalar k, least significant word first; nil for nothing.
-func (t *comb[P]) entry(block, column int, k []uint64) *P {
-	at := column + block*t.block
-	if at >= t.columns {
-		return nil
-	}
-	index := 0
-	for i := range teeth {
-		if at < 64*len(k) {
-			index |= int(k[at/64]>>(at%64)&1) << i
+// append appends copies of the entries to add for a column and the scalar k, least significant word first. They
+// are copied together because most are not in the cache: so the processor fetches them at the same time.
+func (t *comb[P]) append(terms []P, column int, k []uint64) []P {
+	for block := range t.tables {
+		at := column + block*t.block
+		if at >= t.columns {
+			break
 		}
-		at += t.columns
+		index := 0
+		for i := range teeth {
+			if at < 64*len(k) {
+				index |= int(k[at/64]>>(at%64)&1) << i
+			}
+			at += t.columns
+		}
+		if index != 0 {
+			terms = append(terms, t.tables[block][index])
+		}
 	}
-	if index == 0 {
-		return nil
-	}
-	return &t.tables[block][index]
+	return terms
 }
 
 // heads returns the first column's point of each row in each block: those of row 0 first. next returns the
@@ -54,7 +57,7 @@ func heads[S any](columns, block int, next func() S) (heads []S) {
 }
 
 // sums returns the tables' entries, those of block 0 first. Entry 0 is zero. No other is infinity, whatever the
-// point is: the group's order would divide a number with no more than ten bits set.
+// point is: the group's order would divide a number with no more than nine bits set.
 func sums[S, H any](zero S, heads []H, add func(S, H) S) []S {
 	out := make([]S, blocks<<teeth)
 	for b := range blocks {

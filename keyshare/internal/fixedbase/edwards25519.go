@@ -8,7 +8,7 @@ import (
 	"filippo.io/edwards25519/field"
 )
 
-// Edwards25519 is a point of edwards25519 with tables of its multiples, which take 240 kilobytes. It may be used from
+// Edwards25519 is a point of edwards25519 with tables of its multiples, which take 120 kilobytes. It may be used from
 // several goroutines at once.
 type Edwards25519 struct{ comb *comb[niels] }
 
@@ -24,15 +24,12 @@ func (b *Edwards25519) Encode(s, k []byte) []byte {
 	generator := generator25519()
 	ks, kk := littleEndian(s), littleEndian(k)
 	sum := newEdwardsSum()
+	terms := make([]niels, 0, 2*blocks)
 	for column := b.comb.block - 1; column >= 0; column-- {
+		terms = b.comb.append(generator.append(terms[:0], column, ks[:]), column, kk[:])
 		sum.double()
-		for block := range blocks {
-			if p := generator.entry(block, column, ks[:]); p != nil {
-				sum.plus(p)
-			}
-			if p := b.comb.entry(block, column, kk[:]); p != nil {
-				sum.plus(p)
-			}
+		for i := range terms {
+			sum.plus(&terms[i])
 		}
 	}
 	return sum.encode()
