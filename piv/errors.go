@@ -16,6 +16,8 @@ import (
 var (
 	// ErrNoService says that pcscd does not run.
 	ErrNoService = errors.New("pcscd does not run")
+	// ErrForbidden says that pcscd does not let this user use its cards, or is just ending.
+	ErrForbidden = errors.New("pcscd does not let this user use cards")
 	// ErrServiceLost says that pcscd ended, or restarted, in the middle of a call.
 	ErrServiceLost = errors.New("pcscd has gone")
 	// ErrNoReader says that there is no card reader, or that ours was unplugged.
@@ -65,6 +67,7 @@ func reasons() map[pcsc.Error]error {
 		pcsc.CommunicationFail: ErrRemoved,
 		pcsc.SharingViolation:  ErrBusy,
 		pcsc.CardReset:         ErrReset,
+		pcsc.SecurityViolation: ErrForbidden,
 		pcsc.Unpowered:         ErrPower,
 		pcsc.Unresponsive:      ErrPower,
 		pcsc.Timeout:           ErrSilent,
@@ -85,6 +88,8 @@ func explain(err error) error {
 			return fmt.Errorf("%w: %w: %w", token.ErrAbsent, reason, err)
 		}
 		return fmt.Errorf("%w: %w", token.ErrAbsent, err)
+	case errors.Is(err, pcsc.ErrRefused):
+		return fmt.Errorf("%w: %w: %w", token.ErrAbsent, ErrForbidden, err)
 	case errors.Is(err, pcsc.ErrBroken):
 		return fmt.Errorf("%w: %w: %w", token.ErrAbsent, ErrServiceLost, err)
 	case errors.Is(err, pcsc.ErrProtocol):

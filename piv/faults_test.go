@@ -70,6 +70,16 @@ func TestHeals(t *testing.T) {
 			b.daemon.AddReader("Another Yubikey 01 00", b.card)
 		}, []error{token.ErrAuthNeeded}, func(b *bench) {}, false, token.StateLocked},
 		{"pcscd stopped", func(b *bench) { b.daemon.Stop() }, []error{token.ErrAbsent, ErrNoService}, func(b *bench) { b.daemon.Start() }, false, token.StateAbsent},
+		{"pcscd refuses", func(b *bench) { b.daemon.Stop(); b.daemon.Refuse(true); b.daemon.Start() }, []error{token.ErrAbsent, ErrForbidden},
+			func(b *bench) { b.daemon.Refuse(false) }, false, token.StateAbsent},
+		{"card refused", func(b *bench) {
+			b.daemon.Inject(func(c pivtest.Call) pivtest.Code {
+				if c.Command == pivtest.CommandConnect {
+					return 0x8010006A
+				}
+				return pivtest.Success
+			})
+		}, []error{token.ErrAbsent, ErrForbidden}, func(b *bench) { b.daemon.Inject(nil) }, true, ""},
 		{"reset", func(b *bench) { b.reader.ResetByOther() }, nil, func(b *bench) {}, true, ""},
 		{"power", func(b *bench) { b.reader.PowerDown() }, []error{token.ErrAbsent, ErrPower}, func(b *bench) { b.reader.PowerUp() }, true, ""},
 		{"silent", func(b *bench) { b.reader.Silence() }, []error{token.ErrAbsent, ErrSilent}, func(b *bench) { b.reader.Speak() }, true, ""},

@@ -263,7 +263,10 @@ func TestDiagnose(t *testing.T) {
 	find(b, token.SeverityError, ErrNoReader.Error())
 	b.daemon.Stop()
 	find(b, token.SeverityError, ErrNoService.Error())
+	b.daemon.Refuse(true)
 	b.daemon.Start()
+	find(b, token.SeverityError, ErrForbidden.Error())
+	b.daemon.Refuse(false)
 	b.reader.Plug()
 	b.daemon.Inject(func(c pivtest.Call) pivtest.Code {
 		if c.Command == pivtest.CommandConnect {

@@ -40,6 +40,7 @@ type Daemon struct {
 	readers  []*Reader
 	clients  map[uint32]*client // by number, which is also the context
 	inject   func(Call) Code
+	refuse   bool
 	minor    uint32
 	lastID   int32
 	lastNum  uint32
@@ -102,6 +103,14 @@ func (d *Daemon) Inject(fault func(Call) Code) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.inject = fault
+}
+
+// Refuse makes the daemon close new connections without a word, as pcscd does where polkit does not let the user
+// in (winscard_svc.c: ContextThread), or serve them again.
+func (d *Daemon) Refuse(refuse bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.refuse = refuse
 }
 
 // SetProtocolMinor makes the daemon claim another minor version of the protocol. It then refuses
@@ -171,6 +180,10 @@ func (d *Daemon) accept(listener net.Listener) {
 		if err != nil {
 			return // closed by Stop
 		}
+		if d.refuses() {
+			conn.Close()
+			continue
+		}
 		c := &client{conn: conn, out: make(chan []byte, 64), handles: map[int32]*handle{}}
 		if !d.add(c) {
 			conn.Close()
@@ -179,6 +192,12 @@ func (d *Daemon) accept(listener net.Listener) {
 		d.wg.Go(func() { d.serve(c) })
 		d.wg.Go(c.write)
 	}
+}
+
+func (d *Daemon) refuses() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.refuse
 }
 
 func (d *Daemon) add(c *client) bool {

@@ -67,6 +67,10 @@ var ErrProtocol = errors.New("pcscd breaks the protocol")
 // ErrBroken says that the connection to pcscd was lost, or given up before.
 var ErrBroken = errors.New("connection to pcscd lost")
 
+// ErrRefused says that pcscd closed the connection without a word: it does not let this user in
+// (polkit, org.debian.pcsc-lite.access_pcsc), or is just ending.
+var ErrRefused = errors.New("pcscd closes the connection at once")
+
 // bufferLen has room for the longest requests: connecting, or beginning a transaction and
 // transmitting.
 const bufferLen = 1024
@@ -81,7 +85,7 @@ type Client struct {
 }
 
 // Dial connects to pcscd and establishes a context. An error that is not the context's wraps
-// ErrBroken, or NoService if nobody listens.
+// ErrBroken, ErrRefused, or NoService if nobody listens.
 func Dial(ctx context.Context, path string) (*Client, error) {
 	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", path)
 	if ctx.Err() != nil {
@@ -92,8 +96,11 @@ func Dial(ctx context.Context, path string) (*Client, error) {
 	}
 	c := &Client{conn: conn}
 	err = c.handshake(ctx)
-	if err == nil {
+	switch {
+	case err == nil:
 		err = c.establish(ctx)
+	case errors.Is(err, ErrBroken):
+		err = fmt.Errorf("%w: %v", ErrRefused, err) // not ErrBroken: connecting again does not help
 	}
 	if err != nil {
 		return nil, errors.Join(err, c.Close())

@@ -213,6 +213,12 @@ func TestCodes(t *testing.T) {
 	want(t, "pcscd stopped", err, ErrBroken)
 	_, err = Dial(ctx, d.Socket)
 	want(t, "pcscd not running", err, NoService)
+	d.Refuse(true)
+	d.Start()
+	for range 100 { // the connection ends before, while or after it is written to
+		_, err = Dial(ctx, d.Socket)
+		want(t, "user refused", err, ErrRefused)
+	}
 	for e := range map[Error]bool{CardReset: true, 0x80100099: true} {
 		if e.Error() == "" {
 			t.Error("no text")
