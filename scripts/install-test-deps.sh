@@ -34,6 +34,7 @@ if [ "${1:-}" != demo ]; then
 	[ -n "$(find /usr/lib -name p11-kit-client.so 2>/dev/null)" ] || missing="$missing p11-kit-modules"
 	need yubico-piv-tool yubico-piv-tool
 	need yubikey-agent yubikey-agent
+	need script bsdutils
 	need openssl openssl
 	need gpg gpg
 	need gpg-agent gpg-agent
