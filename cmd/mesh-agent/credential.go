@@ -44,8 +44,13 @@ func (a *app) unlockAtStart(ctx context.Context, state string, t unlocker, log *
 	}
 	defer clear(pin)
 	log = log.With("credential", name)
-	if info.State != token.StateLocked {
-		log.Warn("the PIN of the credential is not needed", "state", info.State)
+	switch info.State {
+	case token.StateLocked:
+	case token.StateReady:
+		log.Warn("the PIN of the credential is not needed")
+		return nil
+	default:
+		log.Warn("the token cannot take the PIN of the credential now; unlock it when it is there", "token", info.Name, "state", info.State)
 		return nil
 	}
 	r := refusal{folder: filepath.Join(state, refusedFolder), name: name}
