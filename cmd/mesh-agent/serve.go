@@ -161,7 +161,8 @@ func (a *app) serve(ctx context.Context, s settings) (err error) {
 		var looking sync.WaitGroup
 		looking.Go(func() { warnOfPrompter(ctx, s.prompter, log) }) // the start does not wait for it
 		defer looking.Wait()
-		defer s.prompter.Close() // after the tokens
+		defer s.prompter.Close()                         // after the tokens
+		defer context.AfterFunc(ctx, s.prompter.Close)() // nobody is asked by an agent that ends
 	}
 	ring, identity, err := a.openState(ctx, s, log)
 	if err != nil {

@@ -72,7 +72,7 @@ type Question struct {
 type Prompter struct {
 	options Options
 	desk    desk
-	life    context.Context // of notices
+	life    context.Context
 	end     context.CancelFunc
 	notices sync.WaitGroup
 }
@@ -89,7 +89,7 @@ func New(o Options) *Prompter {
 // Program returns the path of the program.
 func (p *Prompter) Program() string { return p.options.Program }
 
-// Close takes down what is shown without being a question, and waits for that.
+// Close takes down what is shown, for good. Questions end with context.Canceled; notices have ended when it returns.
 func (p *Prompter) Close() {
 	p.end()
 	p.notices.Wait()
@@ -118,13 +118,15 @@ func (p *Prompter) Confirm(ctx context.Context, q Question) error {
 
 // ask gives f its turn and the time that a person has.
 func (p *Prompter) ask(ctx context.Context, f func(context.Context) error) error {
+	ctx, cancel := p.living(ctx)
+	defer cancel()
 	leave, err := p.desk.enter(ctx)
 	if err != nil {
 		return err
 	}
 	defer leave()
-	ctx, cancel := context.WithTimeoutCause(ctx, p.options.Limit, ErrNoAnswer)
-	defer cancel()
+	ctx, expire := context.WithTimeoutCause(ctx, p.options.Limit, ErrNoAnswer)
+	defer expire()
 	err = f(ctx)
 	if ctx.Err() != nil && err != nil {
 		return context.Cause(ctx)
@@ -136,17 +138,25 @@ func (p *Prompter) ask(ctx context.Context, f func(context.Context) error) error
 // at once, and neither delays a question nor fails: a question that comes takes it down
 // meanwhile. A program that does not show it is no reason to fail what the notice is about.
 func (p *Prompter) Notice(ctx context.Context, q Question) (down func()) {
-	ctx, cancel := context.WithCancel(ctx)
-	stop := context.AfterFunc(p.life, cancel)
-	if p.life.Err() != nil {
-		cancel()
-	}
+	ctx, cancel := p.living(ctx)
 	p.notices.Go(func() {
-		defer stop()
 		defer cancel()
 		p.desk.show(ctx, func(ctx context.Context) { _, _ = p.run(ctx, showNotice, q) })
 	})
 	return cancel
+}
+
+// living returns a context that ends with the Prompter too.
+func (p *Prompter) living(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(ctx)
+	stop := context.AfterFunc(p.life, cancel)
+	if p.life.Err() != nil {
+		cancel() // not only soon
+	}
+	return ctx, func() {
+		stop()
+		cancel()
+	}
 }
 
 // act is what a program is to do.

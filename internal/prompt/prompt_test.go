@@ -226,6 +226,27 @@ func TestQueue(t *testing.T) {
 	}
 }
 
+// TestClose ends what is asked, what waits, and what comes later.
+func TestClose(t *testing.T) {
+	t.Parallel()
+	p, programs := fake(t, prompt.Pinentry, time.Minute)
+	first := asks(t.Context(), p, question)
+	g := programs.Next().Until("GETPIN")
+	second := confirms(t.Context(), p, question)
+	p.Close()
+	if got := <-first; !errors.Is(got.err, context.Canceled) {
+		t.Errorf("asked: %v", got.err)
+	}
+	g.Gone()
+	if err := <-second; !errors.Is(err, context.Canceled) {
+		t.Errorf("waited: %v", err)
+	}
+	if got := <-asks(t.Context(), p, question); !errors.Is(got.err, context.Canceled) {
+		t.Errorf("asked later: %v", got.err)
+	}
+	programs.None()
+}
+
 // TestNotice shows a text, takes it down, and lets questions go first.
 func TestNotice(t *testing.T) {
 	t.Parallel()
