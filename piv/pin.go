@@ -15,10 +15,11 @@ import (
 
 // pin is what is known of the card's PIN. Only the worker uses it.
 type pin struct {
-	cached  secret.Bytes // verified; nil if there is none
-	salt    []byte
-	refused []byte // salted hash of the PIN that the card refused last; nil if there is none
-	left    int    // how many tries there were after that
+	cached   secret.Bytes // verified; nil if there is none
+	verified bool         // the card took a PIN from here, and may know it still
+	salt     []byte
+	refused  []byte // salted hash of the PIN that the card refused last; nil if there is none
+	left     int    // how many tries there were after that
 }
 
 func newPIN() pin {
@@ -29,12 +30,12 @@ func newPIN() pin {
 
 func (p *pin) forget() {
 	p.cached.Wipe()
-	p.cached = nil
+	p.cached, p.verified = nil, false
 }
 
 func (p *pin) keep(b []byte) {
 	p.forget()
-	p.cached = append(secret.Bytes{}, b...)
+	p.cached, p.verified = append(secret.Bytes{}, b...), true
 }
 
 func (p *pin) hash(b []byte) []byte {
@@ -69,7 +70,7 @@ func (s *session) present(ctx context.Context, pin []byte, last tryPolicy) error
 	err = s.Verify(ctx, pin)
 	switch {
 	case err == nil:
-		p.refused = nil
+		p.refused, p.verified = nil, true
 	case errors.Is(err, token.ErrAuthWrong), errors.Is(err, token.ErrLockedOut):
 		p.refused, p.left = p.hash(pin), triesLeft(err)
 		if hmac.Equal(p.cached, pin) {

@@ -1,6 +1,7 @@
 package piv
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"slices"
@@ -157,6 +158,41 @@ func TestLock(t *testing.T) {
 	if err := b.token.Lock(t.Context()); err != nil {
 		t.Errorf("lock without the card: %v", err)
 	}
+}
+
+// TestCloseLocks has a card that no longer knows the PIN after the token was closed, whether the PIN was kept or given
+// with one operation.
+func TestCloseLocks(t *testing.T) {
+	t.Parallel()
+	for _, kept := range []bool{true, false} {
+		b := newBench(t, pivtest.Config{}, Options{})
+		ctx := t.Context()
+		k, _ := b.signer(t, token.Policy{PIN: token.PINOnce})
+		if err := b.token.Lock(ctx); err != nil {
+			t.Fatal(err)
+		}
+		if kept {
+			if err := b.token.Unlock(ctx, []byte(testPIN)); err != nil {
+				t.Fatal(err)
+			}
+		} else if err := sign(ctx, k, token.Auth{PIN: []byte(testPIN)}); err != nil {
+			t.Fatal(err)
+		}
+		if !knowsPIN(b.card) {
+			t.Fatalf("kept %t: the card does not know the PIN", kept)
+		}
+		if err := b.token.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if knowsPIN(b.card) {
+			t.Errorf("kept %t: the card knows the PIN of a token that is closed", kept)
+		}
+	}
+}
+
+// knowsPIN asks the card whether its PIN was verified (SP 800-73-4, part 2, 3.2.1: VERIFY without data).
+func knowsPIN(c *pivtest.Card) bool {
+	return bytes.Equal(c.Transmit([]byte{0x00, 0x20, 0x00, 0x80}), []byte{0x90, 0x00})
 }
 
 // TestPolicies counts, for each policy, the commands of a signature on a connected card.

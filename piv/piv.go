@@ -184,7 +184,7 @@ func (t *Token) Info() token.Info {
 	return info
 }
 
-// Close waits for the operation that runs, no longer than two seconds, lets the card go and
+// Close waits for the operation that runs, no longer than two seconds, takes the PIN back from the card if it was kept, lets the card go and
 // forgets the PIN. A second Close does nothing.
 func (t *Token) Close() error {
 	t.quitOnce.Do(func() { close(t.quit) })

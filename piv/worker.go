@@ -128,6 +128,7 @@ func (w *worker) loop() {
 	for {
 		select {
 		case <-w.token.quit:
+			w.logout()
 			return
 		case r := <-w.token.requests:
 			r.done <- w.serve(r)
@@ -139,6 +140,17 @@ func (w *worker) loop() {
 			w.forgetPIN()
 		}
 	}
+}
+
+// logout takes the PIN back from the card, which would go on without it for whoever comes next. It is a courtesy: a
+// card that is gone has forgotten it, one that is busy keeps it.
+func (w *worker) logout() {
+	if !w.pin.verified {
+		return
+	}
+	r := &request{ctx: w.life, timeout: closeGrace / 2, run: func(ctx context.Context, s *session) error { return s.Logout(ctx) }}
+	_ = w.serve(r)
+	w.end()
 }
 
 // serve runs a request. If the connection turns out to be stale, or goes stale before the
