@@ -481,6 +481,10 @@ func witnessFixture(t *testing.T, p program, f *fixture) {
 	p.refused(request, "PIN", "device", "verify", "--pin", p.file([]byte("AAAA-AAAA-AAAA-AAAA-AAAA-AAAA-AA")))
 	other := strings.Replace(request, f.Input.Account, "mallory@example.com", 1)
 	p.refused(other, "PIN", "device", "verify", "--pin", p.file([]byte(f.Input.Pin)))
+	hostile := strings.Replace(request, f.Input.Account, `\u001b[2Judf  MAAA\n\u202e`, 1)
+	if out := p.run(hostile, "device", "verify"); !strings.Contains(out, `address     \u001b[2Judf  MAAA; \u202e`) || strings.ContainsAny(out, "\x1b\u202e") {
+		t.Errorf("an address reaches the terminal: %q", out)
+	}
 
 	var chain fixture
 	loadFixture(t, filepath.Join("../../mesh/testdata", strings.Replace(f.name, "connect-witness", "connection-chain", 1)), &chain)

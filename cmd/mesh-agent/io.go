@@ -64,7 +64,8 @@ func (a *app) print(out []byte) error {
 	return err
 }
 
-// printTable writes rows as aligned columns.
+// printTable writes rows as aligned columns, without what a terminal could obey: a name may be
+// what a file of somebody else's claims.
 func (a *app) printTable(rows [][]string) error {
 	w := tabwriter.NewWriter(a.stdout, 0, 0, 2, ' ', 0)
 	for _, row := range rows {
@@ -72,16 +73,16 @@ func (a *app) printTable(rows [][]string) error {
 			if i > 0 {
 				fmt.Fprint(w, "\t")
 			}
-			fmt.Fprint(w, cell)
+			fmt.Fprint(w, oneLine(cell))
 		}
 		fmt.Fprintln(w)
 	}
 	return w.Flush()
 }
 
-// say writes a line of talk.
+// say writes a line of talk, as printTable does.
 func (a *app) say(format string, args ...any) {
-	fmt.Fprintf(a.stderr, format+"\n", args...)
+	fmt.Fprintln(a.stderr, oneLine(fmt.Sprintf(format, args...)))
 }
 
 // terminal returns standard input if a person sits there.
