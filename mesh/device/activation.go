@@ -325,9 +325,16 @@ func (a *AccountActivation) check(activationKey string, g mesh.Generation) (err 
 			return fmt.Errorf("ActivationKey is a seed of identifier %#x: %w", uint16(id), token.ErrBadKey)
 		}
 	}
+	names := map[string]bool{}
+	for _, k := range a.keys() {
+		if !isWord(k.name) || names[k.name] {
+			return fmt.Errorf("store %.64q is no word, or the name is another key's: %w", k.name, token.ErrBadKey)
+		}
+		names[k.name] = true
+	}
 	for _, e := range a.Entries {
-		if e.Resource == "" || e.Key == nil {
-			return fmt.Errorf("entry %.64q without name or key: %w", e.Resource, token.ErrBadKey)
+		if e.Key == nil {
+			return fmt.Errorf("store %s without key: %w", e.Resource, token.ErrBadKey)
 		}
 	}
 	for _, k := range a.keys() {
@@ -339,6 +346,11 @@ func (a *AccountActivation) check(activationKey string, g mesh.Generation) (err 
 		}
 	}
 	return nil
+}
+
+// isWord reports whether a name is one word of at most 64 ASCII characters, which may stand in lists and on terminals.
+func isWord(name string) bool {
+	return name != "" && len(name) <= 64 && !strings.ContainsFunc(name, func(r rune) bool { return r <= ' ' || r > '~' })
 }
 
 // checkPrivate checks a KeyData that holds a private key: public part and Udf are those of

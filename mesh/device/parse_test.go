@@ -104,6 +104,11 @@ func TestParseProfileService(t *testing.T) {
 func TestParseActivationsRefuse(t *testing.T) {
 	t.Parallel()
 	seed := must(mesh.GenerateSeed(rand.Reader, mesh.SeedProfileDevice)).Text()
+	key := strictjson.Value(must(strictjson.Marshal(must(mesh.NewPrivateKeyData(must(AccountKey(must(mesh.GenerateSeed(rand.Reader, mesh.SeedProfileAccount)), Encrypt, "", mesh.G1)), mesh.G1)))))
+	entry := func(name string) string { return fmt.Sprintf(`{"Resource":"%s","Key":%s}`, name, key) }
+	if _, err := ParseAccountActivation([]byte(`{"ActivationCommon":{"Entries":[`+entry("MMM_Contact")+`,`+entry("x-notes")+`]}}`), mesh.G1); err != nil {
+		t.Errorf("two stores: %v", err)
+	}
 	for _, text := range []string{
 		``, `{}`, `[]`, `{"ActivationAccount":[]}`, `{"ActivationAccount":{}}`, `{"ActivationAccount":{"ActivationKey":"Z"}}`,
 		`{"ActivationAccount":{"ActivationKey":"` + seed + `","AccountUdf":"MAAA"}}`, `{"ActivationCommon":{"ActivationKey":"ZAAQ","AccountUdf":"MAAA"}}`,
@@ -117,6 +122,9 @@ func TestParseActivationsRefuse(t *testing.T) {
 		`{"ActivationCommon":{"Encryption":{}}}`, `{"ActivationCommon":{"Encryption":{"PrivateParameters":{"PrivateKeyECDH":{"crv":"X448","Private":"AA"}}}}}`,
 		`{"ActivationCommon":{"Entries":[{"Resource":"MMM_Contact","Key":{}}]}}`, `{"ActivationCommon":{"Entries":[null]}}`,
 		`{"ActivationCommon":{"Entries":[{"Resource":"MMM_Contact"}]}}`,
+		`{"ActivationCommon":{"Entries":[` + entry("MMM_Contact") + `,` + entry("MMM_Contact") + `]}}`, `{"ActivationCommon":{"Entries":[` + entry("Signature") + `]}}`,
+		`{"ActivationCommon":{"Entries":[` + entry("") + `]}}`, `{"ActivationCommon":{"Entries":[` + entry("two words") + `]}}`,
+		`{"ActivationCommon":{"Entries":[` + entry(`\u001b[2J`) + `]}}`, `{"ActivationCommon":{"Entries":[` + entry(strings.Repeat("a", 65)) + `]}}`,
 		`{"ActivationCommon":{"Encryption":{},"AccountEncryption":{}}}`,
 	} {
 		_, err := ParseAccountActivation([]byte(text), mesh.G1)
