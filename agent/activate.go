@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -520,7 +521,11 @@ func (r *request) installAccount(ctx context.Context, m *maker, member *device.M
 	}
 	for _, k := range keys.Named() {
 		use, ok := accountUses[k.Name]
-		if !ok {
+		switch _, application := applicationUses[k.Name]; {
+		case !ok && (application || slices.Contains(slices.Collect(maps.Values(combinedNames)), k.Name)):
+			refused = append(refused, k.Name+": no name of a store, but of another key")
+			continue
+		case !ok:
 			use = token.UseDecrypt // a store
 		}
 		note, err := r.takeKey(ctx, m, wish{name: k.Name, label: label + " " + k.Name, use: use, tags: tagsOf(k.Name)}, k.Key)

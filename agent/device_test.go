@@ -401,6 +401,28 @@ func TestFramesOfTheCatalog(t *testing.T) {
 	}
 }
 
+// TestStoresHaveOtherNames grants stores by the names of the device's and of applications' keys.
+func TestStoresHaveOtherNames(t *testing.T) {
+	t.Parallel()
+	a := newDeviceAgent(t)
+	d := initDevice(t, a, mesh.DeviceInitRequest{})
+	x := newTestAccount(t, mesh.G1)
+	approve(t, a, x.Account.Name())
+	r := activate(t, a, x.connect(t, d, func(g *device.Grant) {
+		g.Keys.Entries[0].Resource, g.Keys.Entries[1].Resource = "DeviceEncryption", "ClientKey"
+	}), func(*mesh.DeviceActivateRequest) {})
+	if r.Status != mesh.StatusOK || len(r.Refused) != 2 {
+		t.Fatalf("activate: %d %s, refused %q", r.Status, r.StatusDescription, r.Refused)
+	}
+	named := map[string]int{}
+	for _, k := range r.Account.Keys {
+		named[k.Name]++
+	}
+	if named["DeviceEncryption"] != 1 || named["ClientKey"] != 0 || named["MMM_Inbound"] != 1 {
+		t.Errorf("keys: %v", named)
+	}
+}
+
 // TestApplicationsAreConfirmed has a planted SSH key: nobody signs activations of applications.
 func TestApplicationsAreConfirmed(t *testing.T) {
 	t.Parallel()
