@@ -74,7 +74,9 @@ type Prompter struct {
 	desk    desk
 	life    context.Context
 	end     context.CancelFunc
-	notices sync.WaitGroup
+
+	mu      sync.Mutex     // held while a notice is begun, or life ended: none begins that Close does not wait for
+	notices sync.WaitGroup // one for each notice
 }
 
 // New returns a Prompter. It looks at nothing: Test does, and each question.
@@ -91,7 +93,9 @@ func (p *Prompter) Program() string { return p.options.Program }
 
 // Close takes down what is shown, for good. Questions end with context.Canceled; notices have ended when it returns.
 func (p *Prompter) Close() {
+	p.mu.Lock()
 	p.end()
+	p.mu.Unlock()
 	p.notices.Wait()
 }
 
@@ -139,6 +143,11 @@ func (p *Prompter) ask(ctx context.Context, f func(context.Context) error) error
 // meanwhile. A program that does not show it is no reason to fail what the notice is about.
 func (p *Prompter) Notice(ctx context.Context, q Question) (down func()) {
 	ctx, cancel := p.living(ctx)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.life.Err() != nil {
+		return cancel
+	}
 	p.notices.Go(func() {
 		defer cancel()
 		p.desk.show(ctx, func(ctx context.Context) { _, _ = p.run(ctx, showNotice, q) })

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -245,6 +246,29 @@ func TestClose(t *testing.T) {
 		t.Errorf("asked later: %v", got.err)
 	}
 	programs.None()
+}
+
+// TestCloseAmongNotices ends a Prompter while tokens begin to wait for touches: a notice that began while
+// Close waits would panic in sync.WaitGroup.
+func TestCloseAmongNotices(t *testing.T) {
+	t.Parallel()
+	for range 100 {
+		p := prompt.New(prompt.Options{Program: filepath.Join(t.TempDir(), "none"), Getenv: environment})
+		var telling sync.WaitGroup
+		begun := make(chan bool, 4)
+		for range 4 {
+			telling.Go(func() {
+				p.Notice(t.Context(), question)
+				begun <- true
+				for range 50 {
+					p.Notice(t.Context(), question)
+				}
+			})
+		}
+		<-begun
+		p.Close()
+		telling.Wait()
+	}
 }
 
 // TestNotice shows a text, takes it down, and lets questions go first.
