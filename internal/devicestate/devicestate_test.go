@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"strings"
 	"testing"
 	"time"
 
@@ -61,7 +62,7 @@ func TestDevice(t *testing.T) {
 		Generation: "g2", Tier: "sealed", Home: Home{SealTo: "tpm"}, Profile: strictjson.Value(`[{"dig":"S512"},""]`),
 		Keys:     []Key{{Name: "Encryption", Udf: "MAAA", Own: true}},
 		Pins:     []Pin{{Udf: "MBBB", Approved: time.Unix(1, 0).UTC(), Unused: true}},
-		Accounts: []Membership{{Udf: "MBBB", Active: true, History: device.History{Current: []mesh.Binary{{1}}, Frame: &device.Frame{Index: 1}}}},
+		Accounts: []Membership{{Udf: "MBBB", Active: true, History: device.History{Current: []mesh.Binary{make(mesh.Binary, 64)}, Frame: &device.Frame{Index: 1}}}},
 	}
 	change, err := f.PutDevice(want)
 	do(t, f, change, err)
@@ -102,6 +103,33 @@ func TestAccounts(t *testing.T) {
 		}
 		if _, err := f.Accounts(); err == nil {
 			t.Errorf("%s: accepted", name)
+		}
+	}
+}
+
+// TestDeviceRefused reads files that somebody else has written.
+func TestDeviceRefused(t *testing.T) {
+	t.Parallel()
+	f, dir := open(t)
+	for name, c := range map[string]struct {
+		history string
+		good    bool
+	}{
+		"good":             {`{"Current":["` + strings.Repeat("A", 86) + `"],"Superseded":"` + strings.Repeat("A", 43) + `"}`, true},
+		"digest cut off":   {`{"Current":["AA"]}`, false},
+		"no digest":        {`{"Current":[""]}`, false},
+		"set cut off":      {`{"Superseded":"AA"}`, false},
+		"unknown member":   {`{"Extra":1}`, false},
+		"no history":       {`null`, true},
+		"an earlier list":  {`{"Superseded":[]}`, false},
+		"frame of no kind": {`{"Frame":1}`, false},
+	} {
+		text := `{"Version":2,"Generation":"g1","Tier":"sealed","Home":{},"Profile":[],"Keys":[],"Accounts":[{"Udf":"MA-1","History":` + c.history + `}]}`
+		if err := os.WriteFile(filepath.Join(dir, "device.json"), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := f.Device(); (err == nil) != c.good {
+			t.Errorf("%s: %v", name, err)
 		}
 	}
 }

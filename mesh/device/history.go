@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/mesh-agent/mesh-agent/internal/strictjson"
 	"github.com/mesh-agent/mesh-agent/mesh"
 )
 
@@ -61,6 +62,20 @@ type History struct {
 	Superseded DigestSet `json:",omitzero"`
 	// Frame is the newest seen; nil if none was ever given.
 	Frame *Frame `json:",omitzero"`
+}
+
+// UnmarshalJSON reads a history. Digests of another length than those of SHA-512 are an error.
+func (h *History) UnmarshalJSON(text []byte) error {
+	type plain History
+	var read plain
+	if err := strictjson.Unmarshal(text, &read); err != nil {
+		return err
+	}
+	if slices.ContainsFunc(read.Current, func(d mesh.Binary) bool { return len(d) != sha512.Size }) {
+		return fmt.Errorf("digests of %d octets expected", sha512.Size)
+	}
+	*h = History(read)
+	return nil
 }
 
 // Order is how a CatalogedDevice stands to what was seen before.
