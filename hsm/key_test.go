@@ -299,6 +299,29 @@ func TestSealRSA(t *testing.T) {
 	}
 }
 
+// TestRSAPublic has numbers that are no RSA key.
+func TestRSAPublic(t *testing.T) {
+	t.Parallel()
+	odd := append([]byte{0x80}, make([]byte, 255)...)
+	odd[255] = 1
+	even, exponent := append([]byte{0x80}, make([]byte, 255)...), []byte{1, 0, 1}
+	for _, c := range []struct {
+		name              string
+		modulus, exponent []byte
+		right             bool
+	}{
+		{"odd modulus", odd, exponent, true}, {"leading zero", append([]byte{0}, odd...), exponent, true},
+		{"even modulus", even, exponent, false}, {"short modulus", odd[1:], exponent, false}, {"no modulus", nil, exponent, false},
+		{"even exponent", odd, []byte{4}, false}, {"exponent 1", odd, []byte{1}, false}, {"no exponent", odd, nil, false},
+		{"exponent of 32 bits", odd, []byte{0x80, 0, 0, 1}, false}, {"exponent of 72 bits", odd, append([]byte{1}, odd[248:]...), false},
+	} {
+		_, err := rsaPublic(token.RSA2048, object{1, []attribute{octets(ckaModulus, c.modulus), octets(ckaPublicExponent, c.exponent)}})
+		if (err == nil) != c.right || err != nil && !errors.Is(err, token.ErrBadKey) {
+			t.Errorf("%s: %v", c.name, err)
+		}
+	}
+}
+
 func TestOpenErrors(t *testing.T) {
 	t.Parallel()
 	s := hsmtest.SoftHSM(t)

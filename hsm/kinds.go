@@ -181,7 +181,7 @@ func (k kind) public(o object) (token.PublicKey, error) {
 
 func rsaPublic(a token.Algorithm, o object) (token.PublicKey, error) {
 	n, e := new(big.Int).SetBytes(o.value(ckaModulus)), new(big.Int).SetBytes(o.value(ckaPublicExponent))
-	if n.BitLen() != a.RSABits() || !e.IsInt64() || e.Int64() < 3 || e.Int64() > 1<<31-1 || e.Bit(0) == 0 {
+	if n.BitLen() != a.RSABits() || n.Bit(0) == 0 || !e.IsInt64() || e.Int64() < 3 || e.Int64() > 1<<31-1 || e.Bit(0) == 0 {
 		return token.PublicKey{}, fmt.Errorf("public key in the token is not %s: %w", a, token.ErrBadKey)
 	}
 	return token.PublicKey{Algorithm: a, Octets: x509.MarshalPKCS1PublicKey(&rsa.PublicKey{N: n, E: int(e.Int64())})}, nil

@@ -78,7 +78,7 @@ func Check(public *rsa.PublicKey, req token.DecryptRequest) error {
 // private key. The time depends on the public key only.
 func Encrypts(public *rsa.PublicKey, block, ciphertext []byte) bool {
 	n, err := bigmod.NewModulus(public.N.Bytes())
-	if err != nil {
+	if err != nil || public.N.Bit(0) == 0 { // an even one, which a device may tell, bigmod answers with a panic
 		return false
 	}
 	m, err := bigmod.NewNat().SetBytes(block, n)

@@ -260,6 +260,10 @@ func TestEncryptsRefuses(t *testing.T) {
 			t.Errorf("%s is found right", name)
 		}
 	}
+	even := &rsa.PublicKey{N: new(big.Int).Sub(k.N, big.NewInt(1)), E: k.E}
+	if Encrypts(even, block, c) {
+		t.Error("there is a right result modulo an even number")
+	}
 }
 
 // FuzzUnpad takes any block: no panic, the length that was asked for, and one error.
