@@ -383,6 +383,8 @@ func deed(op policy.Operation) string {
 		return "an agreement"
 	case policy.Decrypt:
 		return "decryption"
+	case policy.Unwrap:
+		return "opening a key that is imported"
 	case policy.Authenticate:
 		return "authentication"
 	case policy.Share:

@@ -554,7 +554,7 @@ func TestClientName(t *testing.T) {
 	if got := (&request{pid: 1 << 30}).client(); got != fmt.Sprintf("process %d", 1<<30) {
 		t.Errorf("no process: %q", got)
 	}
-	for _, op := range []policy.Operation{policy.SSH, policy.Sign, policy.SignEnvelope, policy.Agree, policy.Decrypt, policy.Authenticate, policy.Share} {
+	for _, op := range []policy.Operation{policy.SSH, policy.Sign, policy.SignEnvelope, policy.Agree, policy.Decrypt, policy.Unwrap, policy.Authenticate, policy.Share} {
 		if deed(op) == op.String() {
 			t.Errorf("nobody says what %v does", op)
 		}
