@@ -63,7 +63,7 @@ func TestCounter(t *testing.T) {
 	want(tok, first+1)
 }
 
-// TestCounterOnce runs the step twice, as the worker does when the connection broke.
+// TestCounterOnce runs the step twice, as happens when the connection broke.
 func TestCounterOnce(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()

@@ -43,7 +43,7 @@ func newParent(h tpm2.TPMHandle, public tpm2.TPM2BPublic) (*parent, error) {
 	return &parent{tpm2.NamedHandle{Handle: h, Name: tpm2.TPM2BName{Buffer: name}}, *contents}, nil
 }
 
-// device is a connected TPM and what is loaded in it. Only the worker uses it.
+// device is a connected TPM and what is loaded in it. Only who has the turn uses it.
 type device struct {
 	link      *link
 	exclusive bool // no resource manager between: what dead clients left is in the way

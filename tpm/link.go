@@ -162,16 +162,22 @@ func broken(op string, err error) error {
 type link struct {
 	stream  stream
 	timeout time.Duration
-	life    context.Context // its end ends the command in flight
-	stop    func() bool     // ends the watch of life
+	life    context.Context // of the operation; its end ends the command in flight
+	stop    func() bool     // ends the watch of life; false if life has ended
 	failed  error           // the first failure: what comes after it may answer an earlier command
 	buffer  [maxResponse]byte
 }
 
 func newLink(life context.Context, s stream, timeout time.Duration) *link {
-	l := &link{stream: s, timeout: timeout, life: life}
-	l.stop = context.AfterFunc(life, func() { s.SetDeadline(past()) })
+	l := &link{stream: s, timeout: timeout}
+	l.watch(life)
 	return l
+}
+
+// watch ends the command in flight when life ends, until stop.
+func (l *link) watch(life context.Context) {
+	l.life = life
+	l.stop = context.AfterFunc(life, func() { l.stream.SetDeadline(past()) })
 }
 
 func past() time.Time { return time.Unix(1, 0) }

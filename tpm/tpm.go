@@ -15,8 +15,8 @@
 // TPM's place. Which TPM that is, is decided at first use: Options.StateDir keeps the Name of
 // its storage root key.
 //
-// Keys stay loaded while there is room, so that a warm operation is one TPM command. One
-// goroutine owns the TPM; a restarted or reset TPM is found out on next use, and everything
+// Keys stay loaded while there is room, so that a warm operation is one TPM command. Operations
+// take turns; a restarted or reset TPM is found out on next use, and everything
 // is loaded again.
 //
 // The package does not make the TPM's owner hierarchy usable if it has a password, does not
@@ -73,15 +73,15 @@ const (
 // Token is a TPM. Its methods may be called from several goroutines at once; the TPM
 // does one thing at a time.
 type Token struct {
-	device    string // Options.Device
-	state     stateDir
-	pin       *pinState
-	requests  chan *request
-	quit      chan struct{} // closed by Close: no more requests
-	quitOnce  sync.Once
-	interrupt context.CancelFunc // ends the command in flight
-	done      chan struct{}      // closed when the worker has ended
-	info      atomic.Pointer[token.Info]
+	device     string // Options.Device
+	state      stateDir
+	pin        *pinState
+	turn       chan struct{} // holds one value while somebody uses the connection
+	connection connection
+	quit       chan struct{} // closed by Close: no more operations
+	closing    sync.Once
+	interrupt  context.CancelFunc // ends the command in flight
+	info       atomic.Pointer[token.Info]
 }
 
 var (
@@ -126,7 +126,7 @@ func Open(ctx context.Context, o Options) (*Token, error) {
 	return t, nil
 }
 
-// newToken starts the worker of a TPM that is not connected yet.
+// newToken returns the token of a TPM that is not connected yet.
 func newToken(o Options) (*Token, error) {
 	state := stateDir(o.StateDir)
 	pinned, err := state.pinned()
@@ -144,12 +144,10 @@ func newToken(o Options) (*Token, error) {
 	life, interrupt := context.WithCancel(context.Background())
 	t := &Token{
 		device: o.Device, state: state, pin: pin,
-		requests: make(chan *request), quit: make(chan struct{}),
-		interrupt: interrupt, done: make(chan struct{}),
+		turn: make(chan struct{}, 1), quit: make(chan struct{}), interrupt: interrupt,
 	}
+	t.connection = connection{token: t, options: o, life: life, pinned: pinned}
 	t.info.Store(&token.Info{Name: "tpm", Kind: "tpm", Parallel: 1, State: token.StateAbsent, Protection: token.ProtectionToken})
-	w := &worker{token: t, options: o, life: life, pinned: pinned}
-	go w.loop()
 	return t, nil
 }
 
@@ -167,12 +165,15 @@ func (t *Token) Info() token.Info {
 // Close waits for the command in flight, no longer than two seconds, unloads the keys
 // and closes the device. A second Close does nothing.
 func (t *Token) Close() error {
-	t.quitOnce.Do(func() { close(t.quit) })
-	timer := time.AfterFunc(closeGrace, t.interrupt)
-	defer timer.Stop()
-	<-t.done
-	t.interrupt()
-	t.pin.close()
+	t.closing.Do(func() {
+		close(t.quit)
+		timer := time.AfterFunc(closeGrace, t.interrupt)
+		defer timer.Stop()
+		t.turn <- struct{}{} // for good
+		t.connection.leave()
+		t.interrupt()
+		t.pin.close()
+	})
 	return nil
 }
 

@@ -644,7 +644,7 @@ func TestBusy(t *testing.T) {
 	}
 }
 
-// TestSilent has a TPM that does not answer: the timeout, the caller's context and Close
+// TestSilent has a TPM that does not answer: the timeout and the caller's context
 // each end the wait, in their time.
 func TestSilent(t *testing.T) {
 	t.Parallel()
@@ -660,8 +660,8 @@ func TestSilent(t *testing.T) {
 		defer cancel()
 		begin := time.Now()
 		_, err := Open(ctx, Options{dial: script(t, silence)})
-		if !errors.Is(err, context.DeadlineExceeded) || time.Since(begin) != time.Second {
-			t.Errorf("Open after %v: %v, want DeadlineExceeded after 1 s", time.Since(begin), err)
+		if want := time.Second + abandonAfter; !errors.Is(err, context.DeadlineExceeded) || time.Since(begin) != want {
+			t.Errorf("Open after %v: %v, want DeadlineExceeded after %v", time.Since(begin), err, want)
 		}
 	})
 }
@@ -692,8 +692,8 @@ func TestCloseSilent(t *testing.T) {
 
 func silence([]byte) []byte { return nil }
 
-// TestAbandon ends the context of an operation whose command is under way: the caller
-// is free at once, the TPM stays in order.
+// TestAbandon ends the context of two operations: the one whose command is under way has its end, because the TPM
+// does what it was told, and the one that waits is free at once.
 func TestAbandon(t *testing.T) {
 	t.Parallel()
 	tok := open(t, Options{Device: tpmtest.Start(t).Device()})
@@ -716,13 +716,46 @@ func TestAbandon(t *testing.T) {
 		waiting <- err
 	}()
 	cancel()
-	for _, c := range []chan error{result, waiting} {
-		if err := <-c; !errors.Is(err, context.Canceled) {
-			t.Errorf("%v, want Canceled", err)
-		}
+	if err := <-waiting; !errors.Is(err, context.Canceled) {
+		t.Errorf("waiting: %v, want Canceled", err)
 	}
 	close(release)
+	if err := <-result; err != nil {
+		t.Errorf("under way: %v", err)
+	}
 	sign(t, k)
+}
+
+// TestAbandonSilent ends the context of an operation whose TPM has stopped answering: the caller is free after
+// abandonAfter, and the next operation connects anew.
+func TestAbandonSilent(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		dials := 0
+		never := script(t, silence)
+		tok, err := newToken(Options{Timeout: time.Hour, dial: func(ctx context.Context) (stream, error) {
+			dials++
+			return never(ctx)
+		}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range 2 {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			begin := time.Now()
+			_, err := do(ctx, tok, "wait", func(*device) (struct{}, error) { return struct{}{}, nil })
+			if want := time.Second + abandonAfter; !errors.Is(err, context.DeadlineExceeded) || time.Since(begin) != want {
+				t.Errorf("after %v: %v, want DeadlineExceeded after %v", time.Since(begin), err, want)
+			}
+			if dials != i+1 {
+				t.Errorf("connected %d times, want %d", dials, i+1)
+			}
+			cancel()
+		}
+		if err := tok.Close(); err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 func BenchmarkSign(b *testing.B) {

@@ -5,35 +5,26 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/google/go-tpm/tpm2"
 	"github.com/mesh-agent/mesh-agent/token"
 )
 
-// request is work for the goroutine that owns the TPM.
-type request struct {
-	ctx  context.Context
-	run  func(*device) error // may be run twice
-	done chan error          // has room for one
-}
-
-// do runs f on the goroutine that owns the TPM and returns its result. When ctx ends it
-// returns at once: a request that waits is dropped; a command in flight, which a TPM cannot
-// cancel, runs to its end and nobody hears of it.
+// do runs f with the TPM, on the caller's goroutine: to hand work to another one wakes a processor that finds nothing
+// to do, which costs more than the hand-off itself. f may be run twice.
+//
+// When ctx ends do returns at once while it waits for its turn. A command in flight, which a TPM cannot cancel, has
+// abandonAfter to end; after that the connection is given up.
 func do[T any](ctx context.Context, t *Token, what string, f func(*device) (T, error)) (T, error) {
 	var result, none T
-	r := &request{ctx: ctx, done: make(chan error, 1)}
-	r.run = func(d *device) (err error) {
-		result, err = f(d)
-		return err
-	}
-	err := t.submit(ctx, r)
+	err := t.enter(ctx)
 	if err == nil {
-		select {
-		case err = <-r.done:
-		case <-ctx.Done():
-			err = ctx.Err()
-		}
+		defer func() { <-t.turn }()
+		err = t.connection.use(ctx, func(d *device) (err error) {
+			result, err = f(d)
+			return err
+		})
 	}
 	if err != nil {
 		return none, fmt.Errorf("tpm: %s: %w", what, err)
@@ -41,7 +32,8 @@ func do[T any](ctx context.Context, t *Token, what string, f func(*device) (T, e
 	return result, nil
 }
 
-func (t *Token) submit(ctx context.Context, r *request) error {
+// enter waits for the turn.
+func (t *Token) enter(ctx context.Context) error {
 	select {
 	case <-t.quit:
 		return token.ErrClosed
@@ -51,7 +43,7 @@ func (t *Token) submit(ctx context.Context, r *request) error {
 		return err
 	}
 	select {
-	case t.requests <- r:
+	case t.turn <- struct{}{}:
 		return nil
 	case <-ctx.Done():
 		return ctx.Err()
@@ -60,8 +52,11 @@ func (t *Token) submit(ctx context.Context, r *request) error {
 	}
 }
 
-// worker owns the connection to the TPM and everything loaded in it.
-type worker struct {
+// abandonAfter is how long a command in flight may go on after the context of its caller has ended.
+const abandonAfter = 2 * time.Second
+
+// connection is the connection to the TPM and everything loaded in it. Only who has the turn uses it.
+type connection struct {
 	token   *Token
 	options Options
 	life    context.Context // ends the command in flight
@@ -69,101 +64,100 @@ type worker struct {
 	pinned  []byte          // Name of the storage root key when first seen
 }
 
-func (w *worker) loop() {
-	defer close(w.token.done)
-	defer w.leave()
-	for {
-		select {
-		case <-w.token.quit:
-			return
-		case r := <-w.token.requests:
-			err := r.ctx.Err()
-			if err == nil {
-				err = w.serve(r.run)
-			}
-			r.done <- err
-		}
+// use runs an operation for a caller whose context is ctx.
+func (c *connection) use(ctx context.Context, run func(*device) error) error {
+	life, end := context.WithCancel(c.life)
+	defer end()
+	defer context.AfterFunc(ctx, func() { time.AfterFunc(abandonAfter, end) })()
+	err := c.serve(life, run)
+	if err != nil && life.Err() != nil && ctx.Err() != nil {
+		return ctx.Err()
 	}
+	return err // what the TPM said counts, even if nobody waits for it any more: it may be about a PIN
 }
 
 // serve runs a request. If the connection broke or the TPM was reset since it was last
 // used, it connects, loads and tries once more: no command here changes the TPM, so none is
-// harmed by being given twice. A command that timed out is not given again.
-func (w *worker) serve(run func(*device) error) error {
-	err := w.attempt(run)
+// harmed by being given twice. A command that timed out is not given again. The end of life ends it.
+func (c *connection) serve(life context.Context, run func(*device) error) error {
+	err := c.attempt(life, run)
 	if errors.Is(err, errStale) {
-		err = w.attempt(run)
+		err = c.attempt(life, run)
 	}
 	err = explain(err)
 	switch {
 	case err == nil:
-		w.setState(token.StateReady)
-	case w.device == nil && errors.Is(err, token.ErrAbsent):
-		w.setState(token.StateAbsent)
+		c.setState(token.StateReady)
+	case life.Err() != nil: // it had no time to answer
+	case c.device == nil && errors.Is(err, token.ErrAbsent):
+		c.setState(token.StateAbsent)
 	}
 	return err
 }
 
-func (w *worker) attempt(run func(*device) error) error {
-	if w.device == nil {
-		if err := w.connect(); err != nil {
+func (c *connection) attempt(life context.Context, run func(*device) error) error {
+	if c.device == nil {
+		if err := c.connect(life); err != nil {
 			return err
 		}
+	} else {
+		c.device.link.watch(life)
 	}
-	err := w.device.lockout(run(w.device))
-	if lost(err) {
-		w.device.abandon()
-		w.device = nil
+	err := c.device.lockout(run(c.device))
+	if interrupted := !c.device.link.stop(); interrupted || lost(err) {
+		c.device.abandon()
+		c.device = nil
 	}
 	return err
 }
 
 // connect opens the device and checks that it is the TPM it was before.
-func (w *worker) connect() error {
-	d, err := openDevice(w.life, w.options)
+func (c *connection) connect(life context.Context) error {
+	d, err := openDevice(life, c.options)
 	if err != nil {
 		return err
 	}
-	info, err := d.start(w.pinned)
-	if err == nil && w.pinned == nil {
-		err = w.pin(d.srk.Name.Buffer)
+	info, err := d.start(c.pinned)
+	if err == nil && c.pinned == nil {
+		err = c.pin(d.srk.Name.Buffer)
 	}
 	if err != nil {
 		d.abandon()
 		if info != nil && errors.Is(err, token.ErrReplaced) {
 			info.State = token.StateReplaced
 			info.Description = "TPM replaced, cleared or interposed; there is now: " + info.Description
-			w.token.info.Store(info)
+			c.token.info.Store(info)
 		}
 		return err
 	}
-	w.token.info.Store(info)
-	w.device = d
+	c.token.info.Store(info)
+	c.device = d
 	return nil
 }
 
 // pin makes the TPM that is there the one that must be there from now on.
-func (w *worker) pin(name []byte) error {
-	if err := w.token.state.pin(name); err != nil {
+func (c *connection) pin(name []byte) error {
+	if err := c.token.state.pin(name); err != nil {
 		return fmt.Errorf("keep Name of the storage root key: %w", err)
 	}
-	w.pinned = name
+	c.pinned = name
 	return nil
 }
 
-func (w *worker) setState(s token.State) {
-	info := *w.token.info.Load()
+func (c *connection) setState(s token.State) {
+	info := *c.token.info.Load()
 	if info.State != s {
 		info.State = s
-		w.token.info.Store(&info)
+		c.token.info.Store(&info)
 	}
 }
 
 // leave unloads what is loaded and closes the connection.
-func (w *worker) leave() {
-	if w.device != nil {
-		w.device.leave()
-		w.device = nil
+func (c *connection) leave() {
+	if c.device != nil {
+		c.device.link.watch(c.life)
+		c.device.leave()
+		c.device = nil
 	}
 }
 
