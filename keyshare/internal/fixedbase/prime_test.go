@@ -1,10 +1,35 @@
 package fixedbase
 
 import (
+	"bytes"
 	"encoding/binary"
 	"math/big"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"testing"
 )
+
+// TestGenerated holds mul.go to what generate.go writes.
+func TestGenerated(t *testing.T) {
+	t.Parallel()
+	program, err := filepath.Abs("generate.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	run := exec.CommandContext(t.Context(), "go", "run", program)
+	run.Dir = t.TempDir()
+	if out, err := run.CombinedOutput(); err != nil {
+		t.Fatalf("go run generate.go: %v\n%s", err, out)
+	}
+	want, err := os.ReadFile(filepath.Join(run.Dir, "mul.go"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := os.ReadFile("mul.go"); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("mul.go is not what generate.go writes (%v): run go generate", err)
+	}
+}
 
 // FuzzPrime compares the arithmetic modulo the three primes with math/big, on numbers whose words are chosen by
 // the octets of the input: carries show with words of all zeros and all ones.
