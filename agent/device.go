@@ -36,14 +36,12 @@ var deviceMessages = [...]message{
 	deviceMessage(mesh.TagAccountForgetRequest, mesh.TagAccountForgetResponse, (*request).accountForget),
 }
 
-// deviceMessage makes the message of a function that takes a decoded request, whose secrets are
-// wiped, and returns the body of the response.
+// deviceMessage makes the message of a function that takes a decoded request and returns the body of the response.
+// The secrets of both are wiped.
 func deviceMessage[Request any](tag, response string, answer func(*request, context.Context, Request) (any, error)) message {
 	return message{tag, response, func(r *request, ctx context.Context, body strictjson.Value) ([]byte, error) {
 		var req Request
-		if secret, ok := any(&req).(interface{ Wipe() }); ok {
-			defer secret.Wipe()
-		}
+		defer wipe(&req)
 		if err := decode(tag, body, &req); err != nil {
 			return nil, err
 		}
@@ -56,6 +54,7 @@ func deviceMessage[Request any](tag, response string, answer func(*request, cont
 		if err != nil {
 			return nil, err
 		}
+		defer wipe(out)
 		return strictjson.Marshal(out)
 	}}
 }

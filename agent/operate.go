@@ -51,6 +51,11 @@ func (r *request) operate(ctx context.Context, body strictjson.Value) ([]byte, e
 	if len(req.Operations) == 0 {
 		return nil, malformed("Operations", "at least one expected")
 	}
+	defer func() {
+		for _, op := range req.Operations {
+			clear(op) // a PIN may be in it
+		}
+	}()
 	out := []byte(`{"Status":201,"StatusDescription":"understood","Results":[`)
 	for i, result := range r.operateAll(ctx, req.Operations) {
 		if i > 0 {
@@ -90,9 +95,7 @@ func (r *request) operateOne(ctx context.Context, raw strictjson.Value) (tag str
 	tag, value, err := r.dispatch(ctx, raw)
 	if err == nil {
 		result, err = strictjson.Marshal(value)
-		if secret, ok := value.(interface{ Wipe() }); ok {
-			secret.Wipe()
-		}
+		wipe(value)
 		if err == nil {
 			return tag, result
 		}
@@ -103,6 +106,13 @@ func (r *request) operateOne(ctx context.Context, raw strictjson.Value) (tag str
 		result, _ = strictjson.Marshal(mesh.Failure{Status: f.status, Error: "error"})
 	}
 	return tag, result
+}
+
+// wipe overwrites the secrets of a message that has any.
+func wipe(v any) {
+	if secret, ok := v.(interface{ Wipe() }); ok {
+		secret.Wipe()
+	}
 }
 
 func (r *request) dispatch(ctx context.Context, raw strictjson.Value) (resultTag string, result any, err error) {

@@ -251,6 +251,7 @@ func ask[R any](ctx context.Context, c *Client, request string, body []byte, res
 	if err != nil {
 		return nil, err
 	}
+	defer clear(reply) // what is decoded is a copy
 	answer, err := cutReply(reply, response)
 	if err != nil {
 		return nil, err

@@ -70,6 +70,7 @@ func one[R any](ctx context.Context, c *Client, operation string, body any, resu
 	if response, err = checkCount(response, 1, err); err != nil {
 		return nil, err
 	}
+	defer clear(response.Results[0].Body)
 	out := new(R)
 	if err := DecodeResult(response.Results[0], result, out); err != nil {
 		return nil, err

@@ -84,6 +84,9 @@ type ResultAuthenticate struct {
 	Responder Binary
 }
 
+// Wipe overwrites the keys.
+func (r ResultAuthenticate) Wipe() { wipeAll([]Binary{r.Initiator, r.Responder}) }
+
 // DeviceInitRequest makes the device's identity. Token alone holds all keys if it is
 // software, SealTo alone seals them; a token with keys of its own holds the two for
 // agreement, and SealTo, by default the same token, seals the other.
@@ -245,6 +248,9 @@ type AccountInitResponse struct {
 	Shares  []Binary     `json:",omitzero"` // texts, S...
 }
 
+// Wipe overwrites the shares.
+func (r AccountInitResponse) Wipe() { wipeAll(r.Shares) }
+
 // AccountInfo describes an account that this agent administers.
 type AccountInfo struct {
 	AccountName
@@ -292,6 +298,9 @@ type AccountPINResponse struct {
 	PIN     Binary      `json:",omitzero"` // text: A...
 	Account AccountName `json:",omitzero"`
 }
+
+// Wipe overwrites the PIN.
+func (r AccountPINResponse) Wipe() { clear(r.PIN) }
 
 // AccountAcknowledgeRequest answers a device's request so that both sides get a witness.
 type AccountAcknowledgeRequest struct {

@@ -71,11 +71,7 @@ func (a *app) makeAccount(ctx context.Context, req mesh.AccountInitRequest) erro
 
 // printShares prints escrow shares, one in a line, and wipes them.
 func (a *app) printShares(made *mesh.AccountInitResponse) error {
-	defer func() {
-		for _, s := range made.Shares {
-			clear(s)
-		}
-	}()
+	defer made.Wipe()
 	a.say("account %s %s", made.Account.Udf, made.Account.Address)
 	if len(made.Shares) > 0 {
 		a.say("escrow shares follow, for the only time:")
@@ -317,7 +313,7 @@ expect. Carry it to the device by a way that others cannot read.`,
 			if err != nil {
 				return err
 			}
-			defer clear(made.PIN)
+			defer made.Wipe()
 			a.say("for account %s %s, which the device approves by this name", made.Account.Udf, made.Account.Address)
 			return a.print(append(made.PIN, '\n'))
 		},
