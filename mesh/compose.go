@@ -68,6 +68,10 @@ type Agreer interface {
 	Agree(ctx context.Context, peer *keyshare.Point) (*keyshare.Point, error)
 }
 
+// maxNamed is how many entries that name one key are tried: whoever writes an envelope has a token work for each.
+// More than one is unusual.
+const maxNamed = 16
+
 // ErrNotRecipient says that an envelope names no recipient entry for a key.
 var ErrNotRecipient = errors.New("not encrypted to this key")
 
@@ -86,12 +90,14 @@ func (e *Envelope) DecryptToParse(ctx context.Context, key Agreer) ([]byte, erro
 
 func (e *Envelope) decrypt(ctx context.Context, key Agreer, open func(seed []byte) ([]byte, error)) ([]byte, error) {
 	pub := key.Public()
-	found := false
+	named := 0
 	for _, r := range e.Header.Recipients {
 		if !Names(r.KeyID, pub, G1) && !Names(r.KeyID, pub, G2) {
 			continue
 		}
-		found = true
+		if named++; named > maxNamed {
+			break
+		}
 		seed, err := r.baseSeed(ctx, key)
 		if errors.Is(err, token.ErrDecrypt) {
 			continue // another entry may have the right one
@@ -105,7 +111,7 @@ func (e *Envelope) decrypt(ctx context.Context, key Agreer, open func(seed []byt
 		}
 		return open(seed)
 	}
-	if found {
+	if named > 0 {
 		return nil, token.ErrDecrypt
 	}
 	return nil, ErrNotRecipient

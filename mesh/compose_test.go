@@ -10,6 +10,7 @@ import (
 	"crypto/rsa"
 	"crypto/sha512"
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -98,6 +99,34 @@ func TestDecryptPassesOnErrorsOfTheKey(t *testing.T) {
 	e := must(Encrypt(rand.Reader, []byte("x"), "", key.Public()))
 	if _, err := e.Decrypt(t.Context(), failingAgreer{key}); !errors.Is(err, token.ErrAbsent) {
 		t.Errorf("absent token: %v", err)
+	}
+}
+
+// countingAgreer counts agreements.
+type countingAgreer struct {
+	*LocalKey
+	agreements int
+}
+
+func (c *countingAgreer) Agree(ctx context.Context, peer *keyshare.Point) (*keyshare.Point, error) {
+	c.agreements++
+	return c.LocalKey.Agree(ctx, peer)
+}
+
+// TestDecryptTriesFew has an envelope name one key very often.
+func TestDecryptTriesFew(t *testing.T) {
+	t.Parallel()
+	key := &countingAgreer{LocalKey: newLocalKey(t, token.X25519)}
+	e := must(Encrypt(rand.Reader, []byte("x"), "", key.Public()))
+	good, bad := e.Header.Recipients[0], e.Header.Recipients[0]
+	bad.WrappedKey = make(Binary, len(good.WrappedKey))
+	for wrong, opens := range map[int]bool{maxNamed - 1: true, maxNamed: false, 1000: false} {
+		e.Header.Recipients = append(slices.Repeat([]Recipient{bad}, wrong), good)
+		key.agreements = 0
+		_, err := e.Decrypt(t.Context(), key)
+		if opens != (err == nil) || !opens && err != token.ErrDecrypt || key.agreements != maxNamed {
+			t.Errorf("the right entry after %d: %v, %d agreements", wrong, err, key.agreements)
+		}
 	}
 }
 
