@@ -98,7 +98,7 @@ type KeyInfo struct {
 	Use        string
 	Token      string
 	Protection string // "token", "sealed (machine)", "sealed+PIN", "sealed+PCR" or "software"
-	PIN        string `json:",omitzero"` // the policies that were asked for when it was made, or found when it was taken over, as in Home
+	PIN        string `json:",omitzero"` // as in Home: the policies that were asked for, or that the token tells
 	Touch      string `json:",omitzero"`
 	PCRs       string `json:",omitzero"`
 	Label      string `json:",omitzero"`
