@@ -37,8 +37,8 @@ type Adopter interface {
 
 // AdoptRequest gives the file of a key that is in the token's power already.
 type AdoptRequest struct {
-	File       []byte // as it is: a TSS2 PEM file
-	Slot       string // instead of a file, where the token has named places for keys
+	File []byte // as it is: a TSS2 PEM file
+	Slot string // instead of a file, where the token has named places for keys
 	// Policy is what the key asks of its user, as far as the caller knows. A token that knows otherwise
 	// returns ErrBadRequest, as does one that cannot tell, needs to know, and is not told.
 	Policy     Policy
