@@ -64,7 +64,7 @@ func (t *Token) Attest(ctx context.Context, req token.AttestRequest) (token.Atte
 
 // attest makes evidence about the key. To certify a key is to use it: it asks for the PIN.
 func (k *key) attest(ctx context.Context, a attestation) (token.AttestEvidence, error) {
-	o, err := k.offer(a.req.Auth)
+	o, err := k.token.pin.offerTo(&k.blob.object, a.req.Auth)
 	if err != nil {
 		return token.AttestEvidence{}, fmt.Errorf("tpm: attest: %w", err)
 	}
@@ -75,7 +75,8 @@ func (k *key) attest(ctx context.Context, a attestation) (token.AttestEvidence, 
 			return token.AttestEvidence{}, err
 		}
 		defer clear(value)
-		return a.evidence(d, &k.blob.object, value)
+		e, err := a.evidence(d, &k.blob.object, value)
+		return e, k.token.pin.used(&k.blob.object, o, err)
 	})
 	k.token.pin.learn(a.req.Auth.PIN, err)
 	return e, err

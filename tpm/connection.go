@@ -78,10 +78,10 @@ func (c *connection) use(ctx context.Context, run func(*device) error) error {
 
 // serve runs a request. If the connection broke or the TPM was reset since it was last
 // used, it connects, loads and tries once more: no command here changes the TPM, so none is
-// harmed by being given twice. A command that timed out is not given again. The end of life ends it.
+// harmed by being given twice. A command that timed out is not given again, nor is a PIN that was refused. The end of life ends it.
 func (c *connection) serve(life context.Context, run func(*device) error) error {
 	err := c.attempt(life, run)
-	if errors.Is(err, errStale) {
+	if errors.Is(err, errStale) && !errors.Is(err, token.ErrAuthWrong) {
 		err = c.attempt(life, run)
 	}
 	err = explain(err)

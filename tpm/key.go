@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"sync/atomic"
 
 	"github.com/google/go-tpm/tpm2"
 	"github.com/mesh-agent/mesh-agent/keyshare"
@@ -17,9 +16,8 @@ import (
 
 // key is what all kinds of key have in common.
 type key struct {
-	token   *Token
-	blob    *blob
-	refused atomic.Bool // the TPM has refused the value that the PIN's secret gives
+	token *Token
+	blob  *blob
 }
 
 // newKey returns a key that can do one thing.
@@ -49,23 +47,10 @@ func (k *key) Public() token.PublicKey {
 	return token.PublicKey{Algorithm: k.blob.key.Algorithm, Octets: bytes.Clone(k.blob.key.Octets)}
 }
 
-var errOtherPIN = fmt.Errorf("%w: the key was made with another PIN file", token.ErrCorrupt)
-
-// offer is nil for a key that needs no PIN. It does no I/O.
-func (k *key) offer(auth token.Auth) (*offer, error) {
-	switch {
-	case k.blob.emptyAuth:
-		return nil, nil
-	case k.refused.Load():
-		return nil, errOtherPIN
-	}
-	return k.token.pin.offer(auth)
-}
-
 // operate gives one command on the key, which is all that is given if the key is loaded
 // and the token unlocked.
 func (k *key) operate(ctx context.Context, what string, auth token.Auth, cc tpm2.TPMCC, a tpm2Attributes, parameters []byte) ([]byte, error) {
-	o, err := k.offer(auth)
+	o, err := k.token.pin.offerTo(&k.blob.object, auth)
 	if err != nil {
 		return nil, fmt.Errorf("tpm: %s: %w", what, err)
 	}
@@ -81,11 +66,7 @@ func (k *key) operate(ctx context.Context, what string, auth token.Auth, cc tpm2
 			return nil, err
 		}
 		out, err := d.operate(cc, h, d.authorize(value, a), parameters)
-		if o != nil && (errors.Is(err, tpm2.TPMRCAuthFail) || errors.Is(err, tpm2.TPMRCBadAuth)) {
-			k.refused.Store(true)
-			return nil, fmt.Errorf("%w: %w", errOtherPIN, err)
-		}
-		return out, err
+		return out, k.token.pin.used(&k.blob.object, o, err)
 	})
 	k.token.pin.learn(auth.PIN, err)
 	return out, err

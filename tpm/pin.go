@@ -41,6 +41,7 @@ type pinState struct {
 	closed  bool
 	refused [][sha256.Size]byte // PINs that the TPM refused, under nonce
 	nonce   [sha256.Size]byte   // of this process
+	strange map[string]bool     // Names of objects to which the TPM refused the value that the secret gives
 }
 
 // maxLockout is the longest lockout that is told of, in seconds: more does not go into a time.Duration.
@@ -50,7 +51,7 @@ const maxLockout = uint64(math.MaxInt64 / time.Second)
 const maxRefused = 32
 
 func newPINState(file []byte) (*pinState, error) {
-	p := &pinState{}
+	p := &pinState{strange: map[string]bool{}}
 	rand.Read(p.nonce[:])
 	if file == nil {
 		return p, nil
@@ -121,6 +122,34 @@ func (p *pinState) offer(auth token.Auth) (*offer, error) {
 		return nil, pinError(token.ErrAuthNeeded, token.TriesUnknown)
 	}
 	return p.offerLocked(auth.PIN)
+}
+
+var errOtherPIN = fmt.Errorf("%w: it was made with another PIN file", token.ErrCorrupt)
+
+// offerTo is offer for the use of an object: nil if that needs no PIN. A value that the TPM has refused to the object is
+// not offered again, because the TPM counts it as a wrong PIN.
+func (p *pinState) offerTo(o *object, auth token.Auth) (*offer, error) {
+	if o.emptyAuth {
+		return nil, nil
+	}
+	p.mu.Lock()
+	strange := p.strange[string(o.name)]
+	p.mu.Unlock()
+	if strange {
+		return nil, errOtherPIN
+	}
+	return p.offer(auth)
+}
+
+// used is the error of a command that used an object with the value of an offer. It remembers a value that was refused.
+func (p *pinState) used(o *object, with *offer, err error) error {
+	if with == nil || known(err) || !errors.Is(err, tpm2.TPMRCAuthFail) && !errors.Is(err, tpm2.TPMRCBadAuth) {
+		return err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.strange[string(o.name)] = true
+	return fmt.Errorf("%w: %w", errOtherPIN, err)
 }
 
 func (p *pinState) offerLocked(pin []byte) (*offer, error) {

@@ -283,6 +283,10 @@ func TestOtherPINFile(t *testing.T) {
 	tok := open(t, Options{Device: s.Device(), StateDir: dir})
 	setPIN(t, tok, nil, testPIN())
 	req := generatePIN(t, tok, token.P256, token.UseSign)
+	secrets := []token.Sealed{
+		seal(t, tok, token.SealRequest{Secret: []byte("secret"), PIN: token.PINOnce}),
+		seal(t, tok, token.SealRequest{Secret: []byte("secret"), PIN: token.PINOnce, PCRs: "sha256:7"}),
+	}
 	tok.Close()
 	if err := os.Remove(filepath.Join(dir, pinFile)); err != nil {
 		t.Fatal(err)
@@ -294,14 +298,30 @@ func TestOtherPINFile(t *testing.T) {
 		t.Errorf("Sign without PIN file: %v, want ErrNoPIN", err)
 	}
 	setPIN(t, tok, nil, testPIN())
-	if err := trySign(t, k, token.Auth{}); !errors.Is(err, token.ErrCorrupt) {
-		t.Errorf("Sign with another PIN file: %v, want ErrCorrupt", err)
+	dictionaryAttack(t, tok, 10, 1000, 1000)
+	uses := map[string]func() error{
+		"Sign": func() error { return trySign(t, openKey(t, tok, req), token.Auth{}) },
+		"Attest": func() error {
+			_, err := tok.Attest(t.Context(), attestRequest(req))
+			return err
+		},
 	}
-	r.take()
-	if err := trySign(t, k, token.Auth{}); !errors.Is(err, token.ErrCorrupt) {
-		t.Errorf("Sign with another PIN file: %v, want ErrCorrupt", err)
+	for _, s := range secrets {
+		uses["Unseal, "+string(s.Guard)] = func() error {
+			_, err := tok.Unseal(t.Context(), token.UnsealRequest{Blob: s.Blob})
+			return err
+		}
 	}
-	r.wantCommands(t, "what the TPM has refused")
+	for range 2 {
+		for name, use := range uses {
+			if err := use(); !errors.Is(err, token.ErrCorrupt) {
+				t.Errorf("%s with another PIN file: %v, want ErrCorrupt", name, err)
+			}
+		}
+	}
+	if left, err := tok.TriesLeft(t.Context()); err != nil || left != 10-3 {
+		t.Errorf("%d tries left, %v; want 7, as each of three objects was tried once", left, err)
+	}
 }
 
 func TestStateDirDamaged(t *testing.T) {
@@ -352,6 +372,16 @@ func TestPINOnBrokenLink(t *testing.T) {
 	}
 	if n := count(r.take(), tpm2.TPMCCUnseal); n != 1 {
 		t.Errorf("the PIN was offered %d times, want once", n)
+	}
+	unlock(t, tok, testPIN())
+	tok.Lock(t.Context())
+	r.take()
+	cut.after(tpm2.TPMCCFlushContext)
+	if err := tok.Unlock(t.Context(), []byte("wrong PIN")); !errors.Is(err, token.ErrAuthWrong) {
+		t.Errorf("Unlock with a wrong PIN over a link that breaks: %v, want ErrAuthWrong", err)
+	}
+	if n := count(r.take(), tpm2.TPMCCUnseal); n != 1 {
+		t.Errorf("the wrong PIN was offered %d times, want once", n)
 	}
 	unlock(t, tok, testPIN())
 }

@@ -259,10 +259,11 @@ func (t *Token) Unseal(ctx context.Context, req token.UnsealRequest) ([]byte, er
 	if err != nil {
 		return nil, fmt.Errorf("tpm: unseal: %w: %w", token.ErrCorrupt, err)
 	}
-	open, err := t.opener(s, req)
+	o, open, err := t.opener(s, req)
 	if err != nil {
 		return nil, fmt.Errorf("tpm: unseal: %w", err)
 	}
+	defer o.wipe()
 	key, err := do(ctx, t, "unseal", open)
 	t.pin.learn(req.Auth.PIN, err)
 	if err != nil {
@@ -276,36 +277,32 @@ func (t *Token) Unseal(ctx context.Context, req token.UnsealRequest) ([]byte, er
 	return secret, nil
 }
 
-// opener chooses the way by which the TPM opens the key.
-func (t *Token) opener(s *parsedSeal, req token.UnsealRequest) (func(*device) ([]byte, error), error) {
+// opener chooses the way by which the TPM opens the key, and what it needs of the PIN.
+func (t *Token) opener(s *parsedSeal, req token.UnsealRequest) (*offer, func(*device) ([]byte, error), error) {
 	if s.branches != nil && len(req.Recovery) != 0 {
 		r, err := newRecoveryKey(req.Recovery)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		if !bytes.Equal(policyDigest(nil).signed(r.name), s.file.Header.Recovery) {
-			return nil, &token.AuthError{Reason: token.ErrAuthWrong, Kind: "recovery secret", TriesLeft: token.TriesUnknown}
+			return nil, nil, &token.AuthError{Reason: token.ErrAuthWrong, Kind: "recovery secret", TriesLeft: token.TriesUnknown}
 		}
-		return func(d *device) ([]byte, error) { return d.unsealRecovery(s, r) }, nil
+		return nil, func(d *device) ([]byte, error) { return d.unsealRecovery(s, r) }, nil
 	}
-	var o *offer
-	if !s.object.emptyAuth {
-		var err error
-		if o, err = t.pin.offer(req.Auth); err != nil {
-			return nil, err
-		}
-	}
-	return func(d *device) ([]byte, error) {
+	o, err := t.pin.offerTo(&s.object, req.Auth)
+	return o, func(d *device) ([]byte, error) {
 		value, err := o.keyValue(d, "seal")
 		if err != nil {
 			return nil, err
 		}
 		defer clear(value)
+		open := d.unsealValue
 		if s.branches != nil {
-			return d.unsealPCRs(s, value)
+			open = d.unsealPCRs
 		}
-		return d.unsealValue(s, value)
-	}, nil
+		key, err := open(s, value)
+		return key, t.pin.used(&s.object, o, err)
+	}, err
 }
 
 func (d *device) unsealValue(s *parsedSeal, value []byte) (key []byte, err error) {

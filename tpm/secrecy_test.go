@@ -166,7 +166,7 @@ func sealEverything(t *testing.T, tok *Token, tap *wiretap, secrets map[string][
 			t.Fatal(err)
 		}
 		for i, u := range requests {
-			open, err := tok.opener(p, u)
+			_, open, err := tok.opener(p, u)
 			if err != nil {
 				t.Fatal(err)
 			}
