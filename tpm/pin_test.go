@@ -385,3 +385,17 @@ func TestPINOnBrokenLink(t *testing.T) {
 	}
 	unlock(t, tok, testPIN())
 }
+
+// TestPINAbandoned has a caller that goes away before it hears that its PIN was wrong: it is not offered again.
+func TestPINAbandoned(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithCancel(t.Context())
+	tok := open(t, Options{dial: tampered(t, tpmtest.Start(t).Device(), tpm2.TPMCCUnseal, func([]byte) { cancel() })})
+	setPIN(t, tok, nil, testPIN())
+	tok.Lock(t.Context())
+	wantTries(t, "Unlock by a caller that goes away", tok.Unlock(ctx, []byte("wrong PIN")), 2)
+	if err := tok.Unlock(t.Context(), []byte("wrong PIN")); !errors.Is(err, token.ErrRefused) {
+		t.Errorf("the same PIN again: %v, want ErrRefused", err)
+	}
+	unlock(t, tok, testPIN())
+}
