@@ -7,12 +7,14 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
 	"github.com/mesh-agent/mesh-agent/internal/strictjson"
+	"github.com/mesh-agent/mesh-agent/mesh"
 )
 
 // Limits of what is read, in octets.
@@ -26,7 +28,10 @@ func (a *app) read(name string, limit int64) ([]byte, error) {
 	in, title := a.stdin, "standard input"
 	if name != "" && name != "-" {
 		f, err := os.Open(name)
-		if err != nil {
+		switch {
+		case err != nil && isSecret(name):
+			return nil, hint(errors.New("there is a secret in the place of a file's name"), "give it in a file or by standard input: an argument can be seen by others")
+		case err != nil:
 			return nil, err
 		}
 		defer f.Close()
@@ -40,6 +45,14 @@ func (a *app) read(name string, limit int64) ([]byte, error) {
 		return nil, fmt.Errorf("read %s: longer than %d octets", title, limit)
 	}
 	return data, nil
+}
+
+// isSecret reports whether a word is a seed, a share, a PIN or another secret that the Mesh writes as text.
+func isSecret(word string) bool {
+	octets, err := mesh.ParseUDF(word)
+	return err == nil && len(octets) >= 8 && slices.Contains([]mesh.UDFType{
+		mesh.UDFSeed, mesh.UDFShare, mesh.UDFAuthenticator, mesh.UDFAuthenticatorSHA3, mesh.UDFEncryption, mesh.UDFEncryptionSign,
+	}, mesh.UDFType(octets[0]))
 }
 
 // optional returns the only argument, or "" for standard input.
