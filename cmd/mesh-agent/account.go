@@ -112,7 +112,7 @@ against it; without, a profile is made anew, which has the same name.`,
 			if req.Recover, err = a.readShares(optional(files)); err != nil {
 				return err
 			}
-			defer wipeShares(req.Recover)
+			defer req.Wipe()
 			if profile != "" {
 				if req.Profile, err = a.readJSON(profile); err != nil {
 					return err
@@ -166,12 +166,6 @@ func (a *app) readShares(name string) ([]mesh.Binary, error) {
 	return shares, nil
 }
 
-func wipeShares(shares []mesh.Binary) {
-	for _, s := range shares {
-		clear(s)
-	}
-}
-
 func newAccountForgetSeedCommand(a *app) *cobra.Command {
 	var req mesh.AccountForgetRequest
 	c := &cobra.Command{
@@ -186,7 +180,7 @@ recover the account first (mesh-agent account recover).`,
 			if req.Recover, err = a.readShares(optional(files)); err != nil {
 				return err
 			}
-			defer wipeShares(req.Recover)
+			defer req.Wipe()
 			return a.with(c.Context(), func(conn *client.Client) error {
 				return conn.AccountForget(c.Context(), req)
 			})
