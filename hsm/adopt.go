@@ -184,7 +184,9 @@ func (t *Token) Diagnose(ctx context.Context) []token.Finding {
 	if b.needsLogin() && now.flags&ckfPINLocked == 0 {
 		add(token.SeverityInfo, "locked; how it protects keys is tried when it is unlocked", "mesh-agent token unlock "+t.name)
 	}
-	t.lock <- struct{}{}
+	if t.take(ctx) != nil {
+		return out // somebody logs in, for longer than it matters
+	}
 	defer func() { <-t.lock }()
 	return append(out, t.findings...)
 }

@@ -415,10 +415,10 @@ func (t *Token) use(ctx context.Context, auth token.Auth, what string, f func(*b
 	return nil
 }
 
-// again runs f with the token that find finds, once more if the token was lost.
+// again runs f with the token that find finds, once more if the token was lost before it had a PIN.
 func (t *Token) again(ctx context.Context, find func(context.Context) (*binding, error), f func(*binding) error) error {
 	err := t.try(ctx, find, f)
-	if stale(err) {
+	if stale(err) && !errors.Is(err, errPresented) {
 		err = t.try(ctx, find, f)
 	}
 	return err

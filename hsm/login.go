@@ -165,11 +165,17 @@ func (t *Token) loginResultLocked(ctx context.Context, b *binding, pin []byte, e
 		}
 		return fmt.Errorf("%w: %w", pinError(token.ErrAuthWrong, flags), err)
 	}
-	if err == nil {
+	switch {
+	case err == nil:
 		t.rejected.forget()
+	case deviceLost(err):
+		return fmt.Errorf("%w: %w", err, errPresented)
 	}
 	return err
 }
+
+// errPresented says that a device was lost while it had a PIN.
+var errPresented = errors.New("the PIN may have been counted, and is not presented again")
 
 // pinError says what a token's flags mean.
 func pinError(reason error, flags uint64) error {

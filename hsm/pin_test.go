@@ -176,6 +176,47 @@ func TestFindings(t *testing.T) {
 }
 
 // warnings joins the findings that are not mere facts.
+// A device that is lost while it has a PIN may have counted it: the PIN is not presented again.
+func TestPINOnLostDevice(t *testing.T) {
+	t.Parallel()
+	fake := hsmtest.NewFake(t)
+	tok := openUnlocked(t, newTestModule(t, fake.Setup), fake.Setup)
+	once := signKeyFor(t, tok, token.P256)
+	req := token.GenerateRequest{Algorithm: token.P256, Use: token.UseSign, Policy: token.Policy{PIN: token.PINAlways}}
+	c, err := tok.Generate(t.Context(), req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	opened, err := tok.Open(t.Context(), token.OpenRequest{Handle: c.Handle, Public: c.Public, Use: token.UseSign})
+	if err != nil {
+		t.Fatal(err)
+	}
+	always := opened.(token.Signer)
+	for _, code := range []string{"0x5", "0x30", "0x32"} { // GENERAL_ERROR, DEVICE_ERROR, DEVICE_REMOVED
+		for name, use := range map[string]func() error{
+			"unlock":                   func() error { return tok.Unlock(t.Context(), wrongPIN(1)) },
+			"sign":                     func() error { return signOnce(t.Context(), once, token.Auth{PIN: wrongPIN(1)}) },
+			"sign with the PIN always": func() error { return signOnce(t.Context(), always, token.Auth{PIN: wrongPIN(1)}) },
+		} {
+			if name == "sign with the PIN always" {
+				if err := tok.Unlock(t.Context(), []byte(hsmtest.PIN)); err != nil {
+					t.Fatal(err)
+				}
+			} else if err := tok.Lock(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			before := fake.Logins(t)
+			fake.Do(t, "Login", "code "+code+" 1")
+			if err := use(); !errors.Is(err, token.ErrAbsent) {
+				t.Errorf("%s, %s: %v, want ErrAbsent", name, code, err)
+			}
+			if n := fake.Logins(t) - before; n != 0 {
+				t.Errorf("%s, %s: the PIN was presented %d times more", name, code, n)
+			}
+		}
+	}
+}
+
 func warnings(list []token.Finding) string {
 	var text []string
 	for _, f := range list {
