@@ -7,6 +7,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/mesh-agent/mesh-agent/internal/secret"
 	"github.com/mesh-agent/mesh-agent/piv/internal/applet"
@@ -18,8 +19,8 @@ type pin struct {
 	cached   secret.Bytes // verified; nil if there is none
 	verified bool         // the card took a PIN from here, and may know it still
 	salt     []byte
-	refused  []byte // salted hash of the PIN that the card refused last; nil if there is none
-	left     int    // how many tries there were after that
+	refused  [][]byte // salted hashes of the PINs that the card refused since it took one
+	left     int      // how many tries there were after the last of these
 }
 
 func newPIN() pin {
@@ -44,6 +45,11 @@ func (p *pin) hash(b []byte) []byte {
 	return h.Sum(nil)
 }
 
+func (p *pin) isRefused(b []byte) bool {
+	sum := p.hash(b)
+	return slices.ContainsFunc(p.refused, func(r []byte) bool { return hmac.Equal(r, sum) })
+}
+
 func needed(tries int) error {
 	return &token.AuthError{Reason: token.ErrAuthNeeded, Kind: "PIN", TriesLeft: tries}
 }
@@ -58,7 +64,7 @@ func (s *session) present(ctx context.Context, pin []byte, last tryPolicy) error
 		p.refused = nil
 	}
 	switch {
-	case err == nil && p.refused != nil && hmac.Equal(p.refused, p.hash(pin)):
+	case err == nil && p.isRefused(pin):
 		return &token.AuthError{Reason: token.ErrAuthWrong, Kind: "PIN", TriesLeft: tries, Detail: token.ErrRefused}
 	case err != nil:
 		return err
@@ -72,7 +78,7 @@ func (s *session) present(ctx context.Context, pin []byte, last tryPolicy) error
 	case err == nil:
 		p.refused, p.verified = nil, true
 	case errors.Is(err, token.ErrAuthWrong), errors.Is(err, token.ErrLockedOut):
-		p.refused, p.left = p.hash(pin), triesLeft(err)
+		p.refused, p.left = append(p.refused, p.hash(pin)), triesLeft(err)
 		if hmac.Equal(p.cached, pin) {
 			p.forget()
 		}

@@ -73,6 +73,24 @@ func TestPINAgain(t *testing.T) {
 	}
 }
 
+// TestWrongPINsInTurn gives wrong PINs again, not only the last one: none of them costs a second try, not even the last.
+func TestWrongPINsInTurn(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, pivtest.Config{}, Options{})
+	ctx := t.Context()
+	for i, wrong := range []string{"000000", "111111"} {
+		wantTries(t, "wrong PIN", b.token.Unlock(ctx, []byte(wrong)), token.ErrAuthWrong, 2-i)
+	}
+	for _, wrong := range []string{"000000", "111111", "000000"} {
+		err := b.token.UnlockLastTry(ctx, []byte(wrong))
+		wantTries(t, "wrong PIN again", err, token.ErrAuthWrong, 1)
+		wantAll(t, "wrong PIN again", err, token.ErrRefused)
+	}
+	if err := b.token.UnlockLastTry(ctx, []byte(testPIN)); err != nil {
+		t.Errorf("the right PIN: %v", err)
+	}
+}
+
 func TestBlockedPIN(t *testing.T) {
 	t.Parallel()
 	b := newBench(t, pivtest.Config{}, Options{})
