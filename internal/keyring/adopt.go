@@ -10,20 +10,21 @@ import (
 
 // AdoptSpec says which key of a token to take over from another program.
 type AdoptSpec struct {
-	Token  string
-	Use    token.Use
-	Label  string
-	File   []byte       // as token.AdoptRequest.File
-	Slot   string       // as token.AdoptRequest.Slot
-	Policy token.Policy // as token.AdoptRequest.Policy
-	Auth   token.Auth   // the key's own PIN, if it has one
+	Token   string
+	Use     token.Use
+	Label   string
+	Release token.Release
+	File    []byte       // as token.AdoptRequest.File
+	Slot    string       // as token.AdoptRequest.Slot
+	Policy  token.Policy // as token.AdoptRequest.Policy
+	Auth    token.Auth   // the key's own PIN, if it has one
 }
 
 // Adopt takes over a key that another program made in a token. It counts as imported, because
 // what happened to it before is not known. existed is as that of Import. Deleting such a key
 // forgets it. Errors as token.Adopter and Import.
 func (k *Keyring) Adopt(ctx context.Context, gate Gate, spec AdoptSpec) (e *Entry, existed bool, err error) {
-	d := draft{use: spec.Use, label: spec.Label, tokenName: spec.Token, imported: true, adopted: true, policy: spec.Policy}
+	d := draft{use: spec.Use, label: spec.Label, release: spec.Release, tokenName: spec.Token, imported: true, adopted: true, policy: spec.Policy}
 	tok, err := k.beginAdopt(d)
 	if err != nil {
 		return nil, false, err
@@ -63,7 +64,7 @@ func (k *Keyring) takeOver(ctx context.Context, gate Gate, d *draft, tok tokenAd
 			case err != nil:
 				return created, err
 			case created.Policy == d.policy:
-				return created, d.use.Allows(created.Public.Algorithm)
+				return created, errors.Join(d.use.Allows(created.Public.Algorithm), d.release.Allows(d.use, created.Public.Algorithm))
 			case created.Policy == token.Policy{}:
 				return created, badField("PIN", errors.New("this token knows of no policies of the keys that it takes over"))
 			case learned:

@@ -33,6 +33,7 @@ type Entry struct {
 	Imported   bool              // the key, or a part of it, was outside of the token once
 	ShareTo    []token.PublicKey // of use split: who gets the shares, in their order
 	Tags       []string          // of use sign-assertion: the tags of the bodies that it signs
+	Release    token.Release     // of use decrypt: the widest form in which it gives clients what is encrypted to it
 	// State is "" if the key is in order, StateUnverified until it was first opened,
 	// StateTokenAbsent, or "unreadable: " and why.
 	State string

@@ -25,6 +25,7 @@ type GenerateSpec struct {
 	Label     string            // one line of at most 256 octets, or empty
 	ShareTo   []token.PublicKey // for use split, and only for it: X25519 or X448 keys
 	Tags      []string          // for use sign-assertion, and only for it: the tags of the bodies it signs
+	Release   token.Release     // for use decrypt on a curve, and only for it
 	Policy    token.Policy      // what the key asks of its user
 	PCRs      string            // for GenerateSealed only: a selection such as "sha256:7,14"
 	Place     token.Place       // in the token, for Generate only
@@ -38,6 +39,7 @@ type ImportSpec struct {
 	Private *token.PrivateKey // the caller wipes it
 	ShareTo []token.PublicKey
 	Tags    []string
+	Release token.Release
 	Policy  token.Policy
 	PCRs    string      // for ImportSealed only
 	Place   token.Place // in the token, for Import only
@@ -54,6 +56,8 @@ type CompositeSpec struct {
 	Policy token.Policy
 	Use    token.Use
 	Label  string
+	// Release is that of the base if the sum has the use of the base.
+	Release token.Release
 	// Contribution is the scalar that is added, on the curve of Base. The caller wipes it.
 	Contribution *token.PrivateKey
 }
@@ -63,7 +67,7 @@ type CompositeSpec struct {
 // token.ErrBadRequest for bad recipients or a bad label, token.ErrFault for a token that
 // does not stand by what it made.
 func (k *Keyring) Generate(ctx context.Context, gate Gate, spec GenerateSpec) (*Entry, error) {
-	d := draft{use: spec.Use, label: spec.Label, shareTo: spec.ShareTo, tags: spec.Tags, tokenName: spec.Token, policy: spec.Policy}
+	d := draft{use: spec.Use, label: spec.Label, shareTo: spec.ShareTo, tags: spec.Tags, release: spec.Release, tokenName: spec.Token, policy: spec.Policy}
 	if spec.PCRs != "" {
 		return nil, errPCRs
 	}
@@ -96,7 +100,7 @@ func (k *Keyring) Generate(ctx context.Context, gate Gate, spec GenerateSpec) (*
 // and recipients was there already, and then nothing changes; if any of these differs, the
 // error is a *ConflictError. Errors otherwise as token.Importer and Generate.
 func (k *Keyring) Import(ctx context.Context, gate Gate, spec ImportSpec) (e *Entry, existed bool, err error) {
-	d := draft{use: spec.Use, label: spec.Label, shareTo: spec.ShareTo, tags: spec.Tags, tokenName: spec.Token, imported: true, policy: spec.Policy}
+	d := draft{use: spec.Use, label: spec.Label, shareTo: spec.ShareTo, tags: spec.Tags, release: spec.Release, tokenName: spec.Token, imported: true, policy: spec.Policy}
 	if spec.PCRs != "" {
 		return nil, false, errPCRs
 	}
@@ -152,13 +156,13 @@ func (k *Keyring) AddComposite(ctx context.Context, gate Gate, spec CompositeSpe
 	if err != nil {
 		return nil, fmt.Errorf("base: %w", err)
 	}
-	if err := base.checkBase(spec.Use); err != nil {
+	if err := base.checkBase(spec.Use, spec.Release); err != nil {
 		return nil, err
 	}
 	if base.Algorithm != spec.Contribution.Algorithm {
 		return nil, fmt.Errorf("%w: a contribution of algorithm %s to a key of %s", token.ErrBadRequest, spec.Contribution.Algorithm, base.Algorithm)
 	}
-	d := draft{use: spec.Use, label: spec.Label, tokenName: spec.Token, imported: true, policy: spec.Policy, base: base.slot}
+	d := draft{use: spec.Use, label: spec.Label, release: spec.Release, tokenName: spec.Token, imported: true, policy: spec.Policy, base: base.slot}
 	add, err := k.beginContribution(ctx, &d, spec)
 	if err != nil {
 		return nil, err
@@ -181,11 +185,14 @@ func (k *Keyring) AddComposite(ctx context.Context, gate Gate, spec CompositeSpe
 	return k.importNew(ctx, gate, d, k.lookup(d.tokenName), public, add)
 }
 
-// checkBase says whether the key can be a part of a sum of a use.
-func (e *Entry) checkBase(use token.Use) error {
+// checkBase says whether the key can be a part of a sum of a use and a release. Who knows the contribution has from
+// the sum what the base would give, so that the sum of a base that clients use gives out no more.
+func (e *Entry) checkBase(use token.Use, release token.Release) error {
 	switch {
 	case !slices.Contains(use.OfSum(), e.Use):
 		return fmt.Errorf("%w %q on a base of use %q", ErrUse, string(use), string(e.Use))
+	case e.Use == use && e.Release != release:
+		return badField("Release", fmt.Errorf("%q on a base of release %q", release.String(), e.Release.String()))
 	case use.Agrees():
 		return nil
 	case use != token.UseSign:
@@ -318,6 +325,7 @@ type draft struct {
 	label     string
 	shareTo   []token.PublicKey
 	tags      []string
+	release   token.Release
 	tokenName string
 	imported  bool
 	policy    token.Policy
@@ -331,7 +339,7 @@ type draft struct {
 func (d draft) associated(public token.PublicKey) []byte {
 	id := identity{
 		use: d.use, token: d.tokenName, imported: d.imported, shareTo: d.shareTo,
-		tags: d.tags, policy: d.policy, guard: d.guard, pcrs: d.pcrs, public: public,
+		tags: d.tags, release: d.release, policy: d.policy, guard: d.guard, pcrs: d.pcrs, public: public,
 	}
 	if d.base != nil {
 		for _, p := range d.base.parts {
@@ -362,7 +370,7 @@ func (d draft) sum(contribution *token.PrivateKey) (token.PublicKey, error) {
 func (d draft) record(c token.Created) (store.Record, error) {
 	r := store.Record{
 		Version: store.Version, Algorithm: string(c.Public.Algorithm), Use: string(d.use),
-		Public: c.Public.Octets, Label: d.label, Tags: d.tags, Created: time.Now().UTC().Truncate(time.Second),
+		Public: c.Public.Octets, Label: d.label, Tags: d.tags, Release: string(d.release), Created: time.Now().UTC().Truncate(time.Second),
 	}
 	for _, p := range d.shareTo {
 		r.ShareTo = append(r.ShareTo, store.PublicKey{Algorithm: string(p.Algorithm), Public: p.Octets})
@@ -409,6 +417,9 @@ func (k *Keyring) begin(d draft, alg token.Algorithm) (token.Token, error) {
 	}
 	if err := d.use.Allows(alg); err != nil {
 		return nil, err
+	}
+	if err := d.release.Allows(d.use, alg); err != nil {
+		return nil, badField("Release", err)
 	}
 	if err := checkShareTo(d.use, d.shareTo); err != nil {
 		return nil, err
@@ -458,6 +469,8 @@ func conflict(held *Entry, d draft, public token.PublicKey) error {
 		differs = "share-to"
 	case !slices.Equal(held.Tags, d.tags):
 		differs = "tags"
+	case held.Release != d.release:
+		differs = "release"
 	default:
 		return nil
 	}

@@ -37,7 +37,7 @@ type part struct {
 }
 
 func (k *Keyring) newParts(r store.Record, alg token.Algorithm, use token.Use, shareTo []token.PublicKey) ([]*part, error) {
-	id := identity{shareTo: shareTo, tags: r.Tags}
+	id := identity{shareTo: shareTo}
 	var parts []*part
 	for _, rp := range r.Parts {
 		p := &part{
@@ -59,11 +59,12 @@ func (k *Keyring) newParts(r store.Record, alg token.Algorithm, use token.Use, s
 		if p.point, err = checkPublic(p.public); err != nil {
 			return nil, fmt.Errorf("public key of a part: %w", err)
 		}
+		id.tags, id.release = r.Tags, token.Release(r.Release)
 		if rp.Use != "" {
 			if p.use, err = partUse(use, rp.Use); err != nil {
 				return nil, err
 			}
-			id.tags = nil // a part of its own use was made as a key of its own, of no tags
+			id.tags, id.release = nil, token.ReleaseSeed // a part of its own use was made as a key of its own, of no tags
 		}
 		id.use, id.token, id.imported, id.policy = p.use, p.tokenName, p.imported, p.policy
 		id.guard, id.pcrs, id.public = p.guard, p.pcrs, p.public
@@ -210,6 +211,7 @@ type identity struct {
 	imported bool
 	shareTo  []token.PublicKey
 	tags     []string // of use sign-assertion
+	release  token.Release
 	earlier  []token.PublicKey
 	policy   token.Policy
 	guard    token.Guard
@@ -236,6 +238,10 @@ func (id identity) octets() []byte {
 		for _, tag := range id.tags {
 			out = appendString(out, tag)
 		}
+	}
+	if id.release != token.ReleaseSeed {
+		out = appendString(out, "release")
+		out = appendString(out, string(id.release))
 	}
 	if id.policy != (token.Policy{}) {
 		out = appendString(out, "policy")

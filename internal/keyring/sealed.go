@@ -33,7 +33,7 @@ const InMemory = ""
 // token.PINOnce by default. With PCRs, recovery opens the key where they have changed; it is
 // nowhere else, and the caller shows and wipes it. Errors as Generate and token.Sealer.
 func (k *Keyring) GenerateSealed(ctx context.Context, gate Gate, spec GenerateSpec) (e *Entry, recovery []byte, err error) {
-	d := draft{use: spec.Use, label: spec.Label, shareTo: spec.ShareTo, tags: spec.Tags, tokenName: spec.Token, policy: spec.Policy}
+	d := draft{use: spec.Use, label: spec.Label, shareTo: spec.ShareTo, tags: spec.Tags, release: spec.Release, tokenName: spec.Token, policy: spec.Policy}
 	if err := d.seal(spec.PCRs); err != nil {
 		return nil, nil, err
 	}
@@ -52,7 +52,7 @@ func (k *Keyring) GenerateSealed(ctx context.Context, gate Gate, spec GenerateSp
 
 // ImportSealed has the token of spec seal a key that exists; see Import and GenerateSealed.
 func (k *Keyring) ImportSealed(ctx context.Context, gate Gate, spec ImportSpec) (e *Entry, existed bool, recovery []byte, err error) {
-	d := draft{use: spec.Use, label: spec.Label, shareTo: spec.ShareTo, tags: spec.Tags, tokenName: spec.Token, policy: spec.Policy, imported: true}
+	d := draft{use: spec.Use, label: spec.Label, shareTo: spec.ShareTo, tags: spec.Tags, release: spec.Release, tokenName: spec.Token, policy: spec.Policy, imported: true}
 	if err := d.seal(spec.PCRs); err != nil {
 		return nil, false, nil, err
 	}
@@ -367,7 +367,7 @@ func (k *Keyring) reseal(ctx context.Context, gate Gate, old *slot, at int, spec
 func (s *slot) draftOf(at int) draft {
 	e, p := s.entry.Load(), s.parts[at]
 	d := draft{
-		use: p.use, shareTo: e.ShareTo, tags: p.tags(e), tokenName: p.tokenName, imported: p.imported,
+		use: p.use, shareTo: e.ShareTo, tags: p.tags(e), release: p.release(e), tokenName: p.tokenName, imported: p.imported,
 		policy: p.policy, guard: p.guard, pcrs: p.pcrs,
 	}
 	if at > 0 {
@@ -382,6 +382,14 @@ func (p *part) tags(e *Entry) []string {
 		return nil
 	}
 	return e.Tags
+}
+
+// release returns the one to which a part of e is bound.
+func (p *part) release(e *Entry) token.Release {
+	if p.use != e.Use {
+		return token.ReleaseSeed
+	}
+	return e.Release
 }
 
 // replacePart returns the key with another sealed form of one part, which it opens.

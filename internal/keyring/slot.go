@@ -45,6 +45,10 @@ func (k *Keyring) newSlot(r store.Record) (*slot, error) {
 	if err := use.Allows(alg); err != nil {
 		return nil, err
 	}
+	release, err := recordedRelease(r, use, alg)
+	if err != nil {
+		return nil, err
+	}
 	s := &slot{rollback: k.guard, record: r, public: token.PublicKey{Algorithm: alg, Octets: r.Public}}
 	if s.point, err = checkPublic(s.public); err != nil {
 		return nil, fmt.Errorf("public key: %w", err)
@@ -60,6 +64,7 @@ func (k *Keyring) newSlot(r store.Record) (*slot, error) {
 	if err != nil {
 		return nil, err
 	}
+	entry.Release = release
 	if s.parts, err = k.newParts(r, alg, use, shareTo); err != nil {
 		return nil, err
 	}
@@ -301,6 +306,18 @@ func checkTags(use token.Use, tags []string) error {
 		}
 	}
 	return nil
+}
+
+// recordedRelease reads the release of a record, where the default is written as nothing.
+func recordedRelease(r store.Record, use token.Use, alg token.Algorithm) (token.Release, error) {
+	release, err := token.ParseRelease(r.Release)
+	if err != nil {
+		return "", err
+	}
+	if string(release) != r.Release {
+		return "", fmt.Errorf("release %q, which is the default, is written out", r.Release)
+	}
+	return release, release.Allows(use, alg)
 }
 
 // maxTag is the length of a tag in octets.

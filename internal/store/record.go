@@ -40,6 +40,7 @@ type Record struct {
 	Label     string `json:",omitzero"`
 	Created   time.Time
 	Tags      []string    `json:",omitzero"` // of use sign-assertion: what bodies it signs
+	Release   string      `json:",omitzero"` // of use decrypt: what it gives out, if that is less than the base seed
 	ShareTo   []PublicKey `json:",omitzero"` // of use split: who gets the shares, in their order
 	Parts     []Part      // one; more for a composite key
 }
@@ -133,6 +134,9 @@ func (r *Record) check() error {
 	}
 	errs := []error{checkWord("Algorithm", r.Algorithm), checkWord("Use", r.Use),
 		checkOctets("Public", r.Public, maxPublic), CheckLabel(r.Label)}
+	if r.Release != "" {
+		errs = append(errs, checkWord("Release", r.Release))
+	}
 	for _, tag := range r.Tags {
 		errs = append(errs, checkWord("Tags", tag))
 	}
