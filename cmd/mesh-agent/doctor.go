@@ -60,7 +60,7 @@ func (a *app) printFindings(findings []mesh.Finding) error {
 		return a.printJSON(append([]mesh.Finding{}, findings...))
 	}
 	for _, f := range findings {
-		text := fmt.Sprintf("%-8s %s: %s\n", f.Severity, f.About, f.Text)
+		text := fmt.Sprintf("%-8s %s: %s\n", f.Severity, f.About, oneLine(f.Text)) // with what a token says of itself
 		if f.Mend != "" {
 			text += fmt.Sprintf("%-8s %s\n", "", f.Mend)
 		}

@@ -1,12 +1,14 @@
 package main
 
 import (
+	"bytes"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/mesh-agent/mesh-agent/mesh"
+	"github.com/mesh-agent/mesh-agent/token"
 )
 
 func TestExamineSwap(t *testing.T) {
@@ -29,6 +31,19 @@ func TestExamineSwap(t *testing.T) {
 	}
 	if got := examineSwap(filepath.Join(t.TempDir(), "none")); got != nil {
 		t.Errorf("no table: %+v", got)
+	}
+}
+
+// TestFindingsOfTokens has a token whose label is made for the terminal.
+func TestFindingsOfTokens(t *testing.T) {
+	t.Parallel()
+	var out bytes.Buffer
+	a := &app{world: world{stdout: &out}}
+	if err := a.printFindings([]mesh.Finding{finding(token.SeverityInfo, "token hsm", "", "Maker\x1b[2J\nall is well")}); err != nil {
+		t.Fatal(err)
+	}
+	if want := "info     token hsm: Maker\\u001b[2J; all is well\n"; out.String() != want {
+		t.Errorf("%q, want %q", out.String(), want)
 	}
 }
 
