@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/mesh-agent/mesh-agent/internal/devicestate"
@@ -47,7 +48,7 @@ func (r *request) installApplications(ctx context.Context, m *maker, a activatio
 			return slices.ContainsFunc(known, pub.Equal) || r.hadApplication(a.old, pub) || slices.ContainsFunc(a.req.Accept, func(name string) bool {
 				return mesh.Names(name, pub, mesh.G1) || mesh.Names(name, pub, mesh.G2)
 			})
-		}, label)
+		}, applicationLabel(entry, label))
 		opened.Wipe()
 		if err != nil {
 			return nil, err
@@ -55,6 +56,15 @@ func (r *request) installApplications(ctx context.Context, m *maker, a activatio
 		refused = append(refused, notes...)
 	}
 	return refused, nil
+}
+
+// applicationLabel is what the keys of an application are labelled with: their mail address, so that those of two
+// addresses are told apart, else the account.
+func applicationLabel(entry *device.ApplicationEntry, account string) string {
+	if address, ok := strings.CutPrefix(entry.Identifier, device.MailIdentifier("")); ok && checkAddress(address) == nil && len(address) <= maxLabel/2 {
+		return address
+	}
+	return account
 }
 
 // hadApplication reports whether a key of an application was taken in with the connection before.
