@@ -127,6 +127,7 @@ func newKeyListCommand(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use:   "list",
 		Short: "List the keys",
+		Long:  `Lists the keys. "key show --json" has what "key list --json" leaves out: state, policies, PCRs and tags.`,
 		Args:  args(cobra.NoArgs),
 		RunE: func(c *cobra.Command, _ []string) error {
 			return a.with(c.Context(), func(conn *client.Client) error {
@@ -143,12 +144,11 @@ func newKeyListCommand(a *app) *cobra.Command {
 	}
 }
 
-// listed returns keys with exactly the members that the list has by contract; `key show`
-// has the state too.
+// listed returns keys with exactly the members that the list has by contract.
 func listed(keys []mesh.KeyInfo) []mesh.KeyInfo {
 	list := []mesh.KeyInfo{}
 	for _, k := range keys {
-		k.State = ""
+		k.State, k.PIN, k.Touch, k.PCRs, k.Tags = "", "", "", "", nil
 		list = append(list, k)
 	}
 	return list
