@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/mesh-agent/mesh-agent/client"
+	"github.com/mesh-agent/mesh-agent/internal/prompt"
 	"github.com/mesh-agent/mesh-agent/mesh"
 	"github.com/mesh-agent/mesh-agent/mesh/device"
 	"github.com/mesh-agent/mesh-agent/token"
@@ -238,7 +239,7 @@ func firstSeed(ctx context.Context, conn *client.Client, tries []attempt, o open
 		if refusal == nil {
 			refusal = err
 		}
-		if ctx.Err() != nil || len(o.pin) != 0 { // a PIN is tried once
+		if ctx.Err() != nil || len(o.pin) != 0 || declined(err) { // a PIN is tried, and asked for, once
 			break
 		}
 	}
@@ -247,6 +248,13 @@ func firstSeed(ctx context.Context, conn *client.Client, tries []attempt, o open
 		return nil, "", hint(token.ErrDecrypt, "if the key is a share, add the agreements of the other holders by --partial")
 	}
 	return nil, "", refusal
+}
+
+// declined reports whether somebody was asked for a PIN and gave none. The next attempt would ask again.
+func declined(err error) bool {
+	var status *client.StatusError
+	return errors.As(err, &status) && status.Status == 401 &&
+		(strings.Contains(status.Text, prompt.ErrRefused.Error()) || strings.Contains(status.Text, prompt.ErrNoAnswer.Error()))
 }
 
 func decryptOperation(try attempt, o opener) mesh.OperationDecrypt {
