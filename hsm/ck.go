@@ -49,6 +49,7 @@ const (
 	ckaCoefficient        = 0x128
 	ckaValueLen           = 0x161
 	ckaExtractable        = 0x162
+	ckaLocal              = 0x163
 	ckaECParams           = 0x180
 	ckaECPoint            = 0x181
 	ckaAlwaysAuthenticate = 0x202

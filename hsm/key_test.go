@@ -267,6 +267,37 @@ func TestSealKeyIsProved(t *testing.T) {
 	}
 }
 
+// A key pair that somebody else put into the token, and may have kept, is not sealed to.
+func TestSealKeyIsTheTokens(t *testing.T) {
+	t.Parallel()
+	s := hsmtest.SoftHSM(t)
+	tok := openUnlocked(t, newTestModule(t, s), s)
+	stranger, _ := keyshare.RandomScalar(keyshare.P256, nil)
+	b := tok.bound.Load()
+	k, _ := b.kind(token.P256)
+	m, err := k.material(&token.PrivateKey{Algorithm: token.P256, Scalar: stranger.Bytes()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := []byte("planted")
+	private := append(privateTemplate(k, token.UseAgree, token.Policy{}, id, sealLabel),
+		number(ckaClass, ckoPrivateKey), number(ckaKeyType, k.keyType), octets(ckaECParams, k.params))
+	public := append(publicTemplate(k, token.UseAgree, id, sealLabel),
+		number(ckaClass, ckoPublicKey), number(ckaKeyType, k.keyType), octets(ckaECParams, k.params), octets(ckaECPoint, k.point(m.public)))
+	for _, template := range [][]attribute{append(private, m.private...), public} {
+		if _, err := tok.module.call(t.Context(), b.child, &call{op: opCreate, slot: b.info.slot, template: template}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	sealed, err := tok.Seal(t.Context(), token.SealRequest{Secret: []byte("secret"), PIN: token.PINOnce})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if bytes.Contains(sealed.Blob, m.public.Octets) {
+		t.Error("sealed to a key that was put in")
+	}
+}
+
 // Tokens without ECDH seal by RSA.
 func TestSealRSA(t *testing.T) {
 	t.Parallel()

@@ -142,10 +142,30 @@ func (t *Token) findSealKey(ctx context.Context, b *binding, auth token.Auth) (*
 		} else if err != nil {
 			return nil, err
 		}
+		if known, err := t.knownElsewhere(ctx, b, key.handle.id); err != nil {
+			return nil, err
+		} else if known {
+			continue
+		}
 		t.sealsTo.Store(key)
 		return key, nil
 	}
 	return t.makeSealKey(ctx, b, auth, form, k, u)
+}
+
+// knownElsewhere reports whether the token says of a private key that it was not generated there: whoever once had
+// the PIN can have put in one that he keeps, to read what is sealed from then on. NSS says so of all keys.
+func (t *Token) knownElsewhere(ctx context.Context, b *binding, id []byte) (bool, error) {
+	if isNSS(b.info.manufacturer) {
+		return false, nil // whoever has the PIN can take its keys out, too
+	}
+	private, err := t.find(ctx, b, ckoPrivateKey, id, ckaLocal)
+	for _, o := range private {
+		if local, told := o.is(ckaLocal); told && !local {
+			return true, err
+		}
+	}
+	return false, err
 }
 
 func (t *Token) makeSealKey(ctx context.Context, b *binding, auth token.Auth, form byte, k kind, u token.Use) (*sealKey, error) {
