@@ -235,6 +235,8 @@ type activation struct {
 	request int // index of the request that it answers, or -1
 	// old is the connection before; nil if there was none.
 	old *devicestate.Membership
+	// release is the most that the combined key gives out.
+	release token.Release
 }
 
 // activate makes the keys and replaces what the device had of the account before.
@@ -249,7 +251,9 @@ func (r *request) activate(ctx context.Context, id *identity, a activation) (any
 	case a.member.Order == device.OrderUnknown && !a.req.Confirm && !pin.Unused:
 		return nil, &failure{statusState, "Confirm: it is another connection than the one in use, and nothing in it says which is newer: no version and no date is signed"}
 	}
-	a.req.InsideOnly = a.req.InsideOnly || old != nil && old.InsideOnly
+	if err := a.limit(); err != nil {
+		return nil, err
+	}
 	m := &maker{r: r, home: id.Home}
 	inside := device.DigestSet{}.Add(a.insideDigests()...)
 	if old != nil {
@@ -298,6 +302,27 @@ func (r *request) activate(ctx context.Context, id *identity, a activation) (any
 	return mesh.DeviceActivateResponse{Reply: accepted, Account: r.deviceAccount(id, next), Refused: refused}, nil
 }
 
+// limit settles what the combined key gives out: what is asked for, and no more than by the connection before.
+func (a *activation) limit() error {
+	release, err := parseRelease(a.req.Release, token.UseDecrypt)
+	if err != nil {
+		return err
+	}
+	if a.req.InsideOnly && release != token.ReleaseSeed {
+		return malformed("Release", "a key for the inside only gives out nothing")
+	}
+	if a.old != nil {
+		before, err := token.ParseRelease(a.old.Release)
+		if err != nil {
+			return fmt.Errorf("connection before: %w", err)
+		}
+		release = release.Narrower(before)
+		a.req.InsideOnly = a.req.InsideOnly || a.old.InsideOnly
+	}
+	a.release = release
+	return nil
+}
+
 // noMoreGranted returns the account whose seed this device had by the connection before and has no more. Of
 // its keys those that the connection grants still become the connection's own.
 func (r *request) noMoreGranted(a activation, next *devicestate.Membership) (*devicestate.Account, error) {
@@ -319,7 +344,7 @@ func (r *request) noMoreGranted(a activation, next *devicestate.Membership) (*de
 func (a activation) record(keys []devicestate.Key, inside device.DigestSet) (*devicestate.Membership, error) {
 	next := &devicestate.Membership{
 		Udf: a.member.Account.Name(), Address: a.member.Account.Address, Active: true, Roles: a.member.Roles, Keys: keys,
-		InsideOnly: a.req.InsideOnly, Inside: inside,
+		InsideOnly: a.req.InsideOnly, Release: string(a.release), Inside: inside,
 		History: *(&device.History{}).Adopt(a.entry, a.frame),
 	}
 	for _, x := range []struct {
@@ -389,11 +414,14 @@ func (a *Agent) keepInside(digests device.DigestSet) {
 func (r *request) install(ctx context.Context, m *maker, a activation) (refused []string, err error) {
 	label := cmp.Or(a.member.Account.Address, a.member.Account.Name())
 	for _, c := range a.member.Contributions {
-		use := combinedUses[c.Operation]
-		if c.Operation == device.Encrypt && a.req.InsideOnly {
-			use = token.UseSeal
+		name := combinedNames[c.Operation]
+		w := wish{name: name, label: label + " " + name, use: combinedUses[c.Operation], private: c.Private}
+		if c.Operation == device.Encrypt {
+			if w.release = a.release; a.req.InsideOnly {
+				w.use, w.release = token.UseSeal, token.ReleaseSeed
+			}
 		}
-		note, err := r.combine(ctx, m, a.member.Device.Base(c.Operation), use, c, label)
+		note, err := r.combine(ctx, m, a.member.Device.Base(c.Operation), w, c)
 		if err != nil {
 			return nil, err
 		}
@@ -412,15 +440,13 @@ func (r *request) install(ctx context.Context, m *maker, a activation) (refused 
 }
 
 // combine makes one combined key, unless it is there from the same activation.
-func (r *request) combine(ctx context.Context, m *maker, base token.PublicKey, use token.Use, c *device.Contribution, label string) (refused []string, err error) {
-	name := combinedNames[c.Operation]
-	label += " " + name
-	if held, err := r.ring.Snapshot().FindPublic(c.Combined); err == nil && held.Use == use {
-		return nil, m.take(held, name, label)
+func (r *request) combine(ctx context.Context, m *maker, base token.PublicKey, w wish, c *device.Contribution) (refused []string, err error) {
+	if held, err := r.ring.Snapshot().FindPublic(c.Combined); err == nil && held.Use == w.use && held.Release == w.release {
+		return nil, m.take(held, w.name, w.label)
 	}
-	_, err = m.add(ctx, base, wish{name: name, label: label, use: use, private: c.Private})
+	_, err = m.add(ctx, base, w)
 	if errors.Is(err, token.ErrUnsupported) && c.Operation == device.Sign {
-		return []string{fmt.Sprintf("%s: %v", name, err)}, nil
+		return []string{fmt.Sprintf("%s: %v", w.name, err)}, nil
 	}
 	return nil, err
 }
@@ -463,12 +489,17 @@ func insideDigest(a token.Algorithm, p *keyshare.Point) mesh.Binary {
 	return digest[:]
 }
 
+// isCombined reports whether a key is a device's combined key for encryption, one of whose parts is the base key.
+func isCombined(key *keyring.Entry) bool {
+	return slices.ContainsFunc(key.Parts(), func(p keyring.Part) bool { return p.Use == token.UseSeal })
+}
+
 // mayUnwrap reports whether a key may open a recipient entry for a client: not that of an activation
-// that the agent has seen. A device's combined key, one of whose parts is the base key of use seal,
+// that the agent has seen. A device's combined key
 // opens nothing if the agent does not know which these are, and nothing with points of others
 // added, by which the ephemeral key of an activation could be disguised.
 func (a *Agent) mayUnwrap(key *keyring.Entry, ephemeral *keyshare.Point, partials []*keyshare.Point) error {
-	combined := slices.ContainsFunc(key.Parts(), func(p keyring.Part) bool { return p.Use == token.UseSeal })
+	combined := isCombined(key)
 	switch known := a.inside.Load(); {
 	case known != nil && known.Has(insideDigest(key.Algorithm, ephemeral)):
 		return forbidden("use", "the entry is that of an activation, which opens inside the agent only")

@@ -47,8 +47,8 @@ func checkRSAForm(op mesh.OperationDecrypt) error {
 		name  string
 		there bool
 	}{
-		{"Recipient", op.Recipient != nil}, {"Partials", op.Partials != nil}, {"Info", op.Info != ""},
-		{"Release", op.Release != ""}, {"Salt", op.Salt != nil},
+		{"Recipient", op.Recipient != nil}, {"Envelope", op.Envelope != nil}, {"Partials", op.Partials != nil}, {"Info", op.Info != ""},
+		{"Release", op.Release != ""}, {"Salt", op.Salt != nil}, {"Signers", op.Signers != nil},
 	} {
 		if m.there {
 			return malformed(m.name, "not together with RSA")

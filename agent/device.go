@@ -416,7 +416,7 @@ func (r *request) describe(id *identity) (any, error) {
 func (r *request) deviceAccount(id *identity, m *devicestate.Membership) mesh.DeviceAccount {
 	return mesh.DeviceAccount{
 		AccountName: mesh.AccountName{Udf: m.Udf, Address: m.Address}, Generation: id.Generation, Roles: m.Roles, Keys: r.namedKeys(m.Keys),
-		ConnectionDevice: m.ConnectionDevice, ConnectionService: m.ConnectionService,
+		Profile: m.ProfileUser, ConnectionDevice: m.ConnectionDevice, ConnectionService: m.ConnectionService,
 	}
 }
 

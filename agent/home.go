@@ -19,6 +19,30 @@ type home struct {
 	place   token.Place
 	use     token.Use
 	shareTo []token.PublicKey
+	release token.Release
+}
+
+// parseRelease reads the limit of a key of a use.
+func parseRelease(name string, use token.Use) (token.Release, error) {
+	release, err := token.ParseRelease(name)
+	if err != nil {
+		return "", malformed("Release", `"seed", "key" or "plaintext" expected`)
+	}
+	if release != token.ReleaseSeed && use != token.UseDecrypt {
+		return "", malformed("Release", "only for use decrypt")
+	}
+	return release, nil
+}
+
+// allows refuses an algorithm that use or release cannot have.
+func (h home) allows(a token.Algorithm) error {
+	if err := h.use.Allows(a); err != nil {
+		return malformed("Use", "%v", err)
+	}
+	if err := h.release.Allows(h.use, a); err != nil {
+		return malformed("Release", "%v", err)
+	}
+	return nil
 }
 
 func (r *request) parseHome(in mesh.Home, use, label string, shareTo []strictjson.Value) (h home, err error) {
@@ -126,7 +150,7 @@ func (r *request) adopt(ctx context.Context, req mesh.KeyImportRequest, h home) 
 		return nil, malformed("Use", "a key in a TPM cannot be split")
 	}
 	entry, existed, err := r.ring.Adopt(ctx, r.manageGate, keyring.AdoptSpec{
-		Token: h.token, Use: h.use, Label: req.Label, File: req.Key, Auth: token.Auth{PIN: req.Passphrase},
+		Token: h.token, Use: h.use, Label: req.Label, Release: h.release, File: req.Key, Auth: token.Auth{PIN: req.Passphrase},
 	})
 	if err != nil {
 		return nil, err
@@ -142,7 +166,7 @@ func (r *request) adoptSlot(ctx context.Context, req mesh.KeyImportRequest, h ho
 	case h.use == token.UseSplit:
 		return nil, malformed("Use", "a key in a token cannot be split")
 	}
-	entry, existed, err := r.ring.Adopt(ctx, r.manageGate, keyring.AdoptSpec{Token: h.token, Use: h.use, Label: req.Label, Slot: h.place.Slot, Policy: h.policy})
+	entry, existed, err := r.ring.Adopt(ctx, r.manageGate, keyring.AdoptSpec{Token: h.token, Use: h.use, Label: req.Label, Release: h.release, Slot: h.place.Slot, Policy: h.policy})
 	if err != nil {
 		return nil, err
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/mesh-agent/mesh-agent/internal/keyring"
 	"github.com/mesh-agent/mesh-agent/internal/policy"
 	"github.com/mesh-agent/mesh-agent/internal/strictjson"
+	"github.com/mesh-agent/mesh-agent/keyshare"
 	"github.com/mesh-agent/mesh-agent/mesh"
 	"github.com/mesh-agent/mesh-agent/token"
 )
@@ -77,15 +78,18 @@ func (r *request) makeKey(ctx context.Context, req mesh.KeyGenerateRequest) (ent
 		return nil, nil, malformed("Algorithm", "%v", err)
 	}
 	home, err := r.parseHome(req.Home, req.Use, req.Label, req.ShareTo)
+	if err == nil {
+		home.release, err = parseRelease(req.Release, home.use)
+	}
 	if err != nil {
 		return nil, nil, err
 	}
-	if err := home.use.Allows(algorithm); err != nil {
-		return nil, nil, malformed("Use", "%v", err)
+	if err := home.allows(algorithm); err != nil {
+		return nil, nil, err
 	}
 	spec := keyring.GenerateSpec{
 		Token: home.token, Algorithm: algorithm, Use: home.use, Label: req.Label, ShareTo: home.shareTo, Tags: req.Tags,
-		Policy: home.policy, PCRs: req.PCRs, Place: home.place,
+		Release: home.release, Policy: home.policy, PCRs: req.PCRs, Place: home.place,
 	}
 	if home.seal {
 		return r.ring.GenerateSealed(ctx, r.manageGate, spec)
@@ -143,6 +147,9 @@ func (r *request) keyImport(ctx context.Context, body strictjson.Value) ([]byte,
 		return nil, err
 	}
 	home, err := r.parseHome(req.Home, req.Use, req.Label, req.ShareTo)
+	if err == nil {
+		home.release, err = parseRelease(req.Release, home.use)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -157,12 +164,12 @@ func (r *request) keyImport(ctx context.Context, body strictjson.Value) ([]byte,
 		return nil, err
 	}
 	defer private.Wipe()
-	if err := home.use.Allows(private.Algorithm); err != nil {
-		return nil, malformed("Use", "%v", err)
+	if err := home.allows(private.Algorithm); err != nil {
+		return nil, err
 	}
 	spec := keyring.ImportSpec{
 		Token: home.token, Use: home.use, Label: req.Label, Private: private, ShareTo: home.shareTo, Tags: req.Tags,
-		Policy: home.policy, PCRs: req.PCRs, Place: home.place,
+		Release: home.release, Policy: home.policy, PCRs: req.PCRs, Place: home.place,
 	}
 	put := r.importInto
 	if home.seal {
@@ -244,23 +251,33 @@ func (r *request) openEnvelope(ctx context.Context, keyID string, data []byte) (
 	if len(envelope.Header.Recipients) > maxRecipients {
 		return nil, malformed("Key", "the envelope has more than %d recipients", maxRecipients)
 	}
-	for _, to := range r.candidates(key.Entry, envelope.Header.Recipients) {
-		seed, err := r.unwrap(ctx, key, mesh.OperationDecrypt{Recipient: &mesh.DecryptRecipient{EphemeralKey: to.EphemeralKey, WrappedKey: to.WrappedKey}}, nil)
-		var refused *failure
-		if errors.Is(err, token.ErrDecrypt) || errors.As(err, &refused) && refused.status == statusBadPoint {
-			continue
-		}
-		if err != nil {
-			return nil, err
-		}
-		plaintext, err := envelope.OpenToParse(seed)
-		clear(seed)
-		if err != nil {
-			break
-		}
-		return plaintext, nil
+	seed, err := r.baseSeed(ctx, key, envelope.Header.Recipients, mesh.OperationDecrypt{}, nil)
+	switch {
+	case errors.Is(err, token.ErrDecrypt):
+		return nil, errEnvelope
+	case err != nil:
+		return nil, err
 	}
-	return nil, errEnvelope
+	defer clear(seed)
+	plaintext, err := envelope.OpenToParse(seed)
+	if err != nil {
+		return nil, errEnvelope
+	}
+	return plaintext, nil
+}
+
+// baseSeed opens the first of the recipient entries that opens with the key, as op says: token.ErrDecrypt if there
+// is none. The caller wipes the seed.
+func (r *request) baseSeed(ctx context.Context, key grant, recipients []mesh.Recipient, op mesh.OperationDecrypt, partials []*keyshare.Point) ([]byte, error) {
+	for _, to := range r.candidates(key.Entry, recipients) {
+		op.Recipient = &mesh.DecryptRecipient{EphemeralKey: to.EphemeralKey, WrappedKey: to.WrappedKey}
+		seed, err := r.unwrap(ctx, key, op, partials)
+		var refused *failure
+		if !errors.Is(err, token.ErrDecrypt) && !(errors.As(err, &refused) && refused.status == statusBadPoint) {
+			return seed, err
+		}
+	}
+	return nil, token.ErrDecrypt
 }
 
 // errEnvelope is the one error for an envelope that does not open or does not hold a key.
@@ -368,6 +385,7 @@ func keyInfo(e *keyring.Entry) *mesh.KeyInfo {
 		Operations: e.Operations(),
 		Imported:   e.Imported,
 		Tags:       e.Tags,
+		Release:    string(e.Release),
 		State:      e.State,
 	}
 	for _, to := range e.ShareTo {

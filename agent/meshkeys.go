@@ -136,6 +136,7 @@ type wish struct {
 	label   string
 	use     token.Use
 	tags    []string
+	release token.Release     // of a combined key
 	private *token.PrivateKey // the caller wipes it
 }
 
@@ -210,7 +211,7 @@ func (m *maker) add(ctx context.Context, base token.PublicKey, w wish) (*keyring
 		return nil, err
 	}
 	spec := keyring.CompositeSpec{
-		Base: b.entry.Udf, Token: m.home.Token, Use: w.use, Label: w.label, Policy: policy, Contribution: w.private,
+		Base: b.entry.Udf, Token: m.home.Token, Use: w.use, Release: w.release, Label: w.label, Policy: policy, Contribution: w.private,
 	}
 	if m.home.SealTo != "" {
 		spec.Token, spec.Seal = m.home.SealTo, true
@@ -255,7 +256,7 @@ func (r *request) namedKeys(keys []devicestate.Key) []mesh.NamedKey {
 		n := mesh.NamedKey{Name: k.Name, Udf: k.Udf}
 		if e, err := snapshot.Find(k.Udf); err == nil {
 			n.UdfG2 = e.UdfG2
-			n.Algorithm, n.Use, n.Token, n.Protection = string(e.Algorithm), string(e.Use), e.Token, e.Protected()
+			n.Algorithm, n.Use, n.Release, n.Token, n.Protection = string(e.Algorithm), string(e.Use), string(e.Release), e.Token, e.Protected()
 		}
 		out = append(out, n)
 	}

@@ -239,7 +239,7 @@ func (r *request) recheck(seen *keyring.Snapshot, entry *keyring.Entry, op polic
 		if err != nil {
 			return err
 		}
-		if found.Use != entry.Use {
+		if found.Use != entry.Use || found.Release != entry.Release {
 			return token.ErrNotFound
 		}
 	}
@@ -420,28 +420,32 @@ func signScheme(a token.Algorithm, mode string) (token.SignRequest, error) {
 	return token.SignRequest{}, fmt.Errorf("signature with an %s key: %w", a, token.ErrUnsupported)
 }
 
-// decrypt does CryptographicOperationDecrypt, in either of its forms.
+// decrypt does CryptographicOperationDecrypt, in one of its forms.
 func (r *request) decrypt(ctx context.Context, body strictjson.Value) (any, error) {
 	var op mesh.OperationDecrypt
 	defer func() { clear(op.PIN) }()
 	if err := decode(mesh.TagOperationDecrypt, body, &op); err != nil {
 		return nil, err
 	}
-	if op.RSA != nil {
+	switch {
+	case op.RSA != nil:
 		return r.decryptRSA(ctx, op)
+	case op.Envelope != nil:
+		return r.decryptEnvelope(ctx, op)
 	}
 	return r.decryptRecipient(ctx, op)
 }
 
 // decryptRecipient opens a recipient entry of a DARE envelope.
 func (r *request) decryptRecipient(ctx context.Context, op mesh.OperationDecrypt) (any, error) {
-	if err := checkRelease(op); err != nil {
+	release, err := checkRelease(op)
+	if err != nil {
 		return nil, err
 	}
 	if err := errors.Join(checkPoints("Recipient", op.Recipient.EphemeralKey), checkPoints("Partials", op.Partials...)); err != nil {
 		return nil, err
 	}
-	key, err := r.grant(op.KeyId, policy.Decrypt)
+	key, err := r.grantRelease(op.KeyId, release)
 	if err != nil {
 		return nil, err
 	}
@@ -453,7 +457,7 @@ func (r *request) decryptRecipient(ctx context.Context, op mesh.OperationDecrypt
 	if err != nil {
 		return nil, err
 	}
-	if op.Release != "key" {
+	if release == token.ReleaseSeed {
 		return mesh.ResultDecrypt{Status: mesh.StatusOK, Seed: seed}, nil
 	}
 	defer clear(seed)
@@ -465,20 +469,38 @@ func (r *request) decryptRecipient(ctx context.Context, op mesh.OperationDecrypt
 	return mesh.ResultDecrypt{Status: mesh.StatusOK, Key: contentKey, IV: iv}, nil
 }
 
-func checkRelease(op mesh.OperationDecrypt) error {
+// checkRelease looks at the members that belong to a recipient entry, and says what is to leave.
+func checkRelease(op mesh.OperationDecrypt) (token.Release, error) {
+	release, err := token.ParseRelease(op.Release)
 	switch {
-	case op.Release != "" && op.Release != "seed" && op.Release != "key":
-		return malformed("Release", `"seed" or "key" expected`)
-	case op.Release == "key" && op.Salt == nil:
-		return malformed("Salt", "missing, Release is key")
-	case op.Release != "key" && op.Salt != nil:
-		return malformed("Salt", "only with Release key")
+	case err != nil:
+		return "", malformed("Release", `"seed" or "key" expected`)
+	case release == token.ReleasePlaintext:
+		return "", malformed("Envelope", "missing, Release is plaintext")
+	case release == token.ReleaseKey && op.Salt == nil:
+		return "", malformed("Salt", "missing, Release is key")
+	case release != token.ReleaseKey && op.Salt != nil:
+		return "", malformed("Salt", "only with Release key")
+	case op.Signers != nil:
+		return "", malformed("Signers", "only with Envelope")
 	case op.Recipient == nil:
-		return malformed("Recipient", "missing, and no RSA in its place")
+		return "", malformed("Recipient", "missing, and neither Envelope nor RSA in its place")
 	case op.Recipient.WrappedKey == nil:
-		return malformed("Recipient", "wmk missing")
+		return "", malformed("Recipient", "wmk missing")
 	}
-	return nil
+	return release, nil
+}
+
+// grantRelease is grant for a key that may give out what was encrypted to it in a form.
+func (r *request) grantRelease(keyID string, release token.Release) (grant, error) {
+	key, err := r.grant(keyID, policy.Decrypt)
+	if err != nil {
+		return grant{}, err
+	}
+	if !key.Release.Grants(release) {
+		return grant{}, forbidden("policy", "the key gives out no more than the %v: ask with Envelope and Release plaintext", key.Release)
+	}
+	return key, nil
 }
 
 // points checks the points of the other share holders, which have the signed form: a

@@ -178,6 +178,33 @@ func (e *Envelope) Verify(accepted ...token.PublicKey) ([]SignedBy, error) {
 	return out, nil
 }
 
+// VerifyKnown is Verify where nobody said whose signature is wanted: it returns who of the known keys signed,
+// nobody if none of them did or nothing is signed. The signatures that carry their keys are verified too:
+// by whom they are is a claim, but a wrong one shows that something was changed.
+// Errors: those of Verify but ErrNotSigned; ErrSigner for a carried key that is not the one that is named.
+func (e *Envelope) VerifyKnown(known ...token.PublicKey) ([]SignedBy, error) {
+	if e.Trailer == nil || len(e.Trailer.Signatures) == 0 {
+		_, err := e.payloadDigest()
+		return nil, err
+	}
+	accepted := slices.Clone(known)
+	for _, s := range e.Trailer.Signatures {
+		if s.SignatureKey == nil {
+			continue
+		}
+		key, err := s.SignatureKey.PublicKey()
+		if err != nil {
+			return nil, fmt.Errorf("SignatureKey: %w", err)
+		}
+		accepted = append(accepted, key)
+	}
+	by, err := e.Verify(accepted...)
+	if errors.Is(err, ErrSigner) && len(accepted) == len(known) {
+		return nil, nil
+	}
+	return slices.DeleteFunc(by, func(s SignedBy) bool { return !slices.ContainsFunc(known, s.Key.Equal) }), err
+}
+
 // verify reports whether the signature is the key's and its label that of the key.
 func (s *Signature) verify(key token.PublicKey, g Generation, manifest []byte) bool {
 	name, err := signatureName(key.Algorithm, g)

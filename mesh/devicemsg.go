@@ -130,6 +130,7 @@ type NamedKey struct {
 	UdfG2      string `json:",omitzero"` // absent if the key is gone
 	Algorithm  string
 	Use        string
+	Release    string `json:",omitzero"` // as in KeyInfo
 	Token      string
 	Protection string
 }
@@ -153,6 +154,7 @@ type DeviceAccount struct {
 	Generation        string
 	Roles             []string `json:",omitzero"`
 	Keys              []NamedKey
+	Profile           strictjson.Value // enveloped ProfileUser
 	ConnectionDevice  strictjson.Value // enveloped
 	ConnectionService strictjson.Value
 }
@@ -212,6 +214,7 @@ type DeviceActivateRequest struct {
 	Unsolicited  bool               `json:",omitzero"` // an answer to no request of this device, as one that was preconfigured gets
 	AllowUnnamed bool               `json:",omitzero"` // connections before May 2022 do not name the account
 	InsideOnly   bool               `json:",omitzero"` // the device's combined key has use seal: it opens activations only, for no client; updates keep to it
+	Release      string             `json:",omitzero"` // "seed" (default), "key" or "plaintext", the most that the device's combined key gives out; updates give no more
 	Frame        *CatalogFrame      `json:",omitzero"`
 }
 

@@ -62,6 +62,7 @@ type KeyGenerateRequest struct {
 	Label     string             `json:",omitzero"`
 	ShareTo   []strictjson.Value `json:",omitzero"` // KeyData with an X25519 or X448 public key, for use split
 	Tags      []string           `json:",omitzero"` // for use sign-assertion: of the bodies that the key signs
+	Release   string             `json:",omitzero"` // for use decrypt on a curve: "seed" (default), "key" or "plaintext", the most that the key gives out
 }
 
 // KeyImportRequest imports the key in Key or, without Key, takes over the key in Slot.
@@ -77,6 +78,7 @@ type KeyImportRequest struct {
 	UnwrapWith string             `json:",omitzero"` // KeyId of the key that opens the envelope in Key
 	ShareTo    []strictjson.Value `json:",omitzero"`
 	Tags       []string           `json:",omitzero"`
+	Release    string             `json:",omitzero"`
 }
 
 // KeyResponse answers KeyGenerateRequest, KeyImportRequest, KeyDeleteRequest and KeyResealRequest.
@@ -107,6 +109,7 @@ type KeyInfo struct {
 	Imported   bool
 	ShareTo    []string `json:",omitzero"` // UDFs of the recipients
 	Tags       []string `json:",omitzero"` // of use sign-assertion
+	Release    string   `json:",omitzero"` // "key" or "plaintext": that a key of use decrypt gives out no more; absent: the base seed too
 	State      string   `json:",omitzero"` // absent if the key is in order, else "unverified", "unreadable: ...", "token absent"
 }
 

@@ -112,18 +112,20 @@ type OperationShare struct {
 	Shares    int
 }
 
-// OperationDecrypt asks to open one recipient entry of a DARE envelope, or an RSA ciphertext. Exactly one
-// of Recipient and RSA is set.
+// OperationDecrypt asks to open one recipient entry of a DARE envelope, a whole envelope, or an RSA
+// ciphertext. Exactly one of Recipient, Envelope and RSA is set.
 type OperationDecrypt struct {
 	KeyId     string
 	Recipient *DecryptRecipient `json:",omitzero"`
+	Envelope  strictjson.Value  `json:",omitzero"` // the array of a DARE envelope, with Release "plaintext"
 	RSA       *DecryptRSA       `json:",omitzero"`
 	PIN       Binary            `json:",omitzero"` // as of OperationKeyAgreement
-	// Only with Recipient:
+	// Only with Recipient or Envelope:
 	Partials []PublicParameters `json:",omitzero"` // signed points of the other share holders
 	Info     string             `json:",omitzero"` // HKDF info of the key encryption key
-	Release  string             `json:",omitzero"` // "seed" (default) or "key"
+	Release  string             `json:",omitzero"` // with Recipient "seed" (default) or "key", with Envelope "plaintext"
 	Salt     Binary             `json:",omitzero"` // with Release "key"
+	Signers  []PublicParameters `json:",omitzero"` // with Envelope: whose signature is wanted; one of them must be there and good
 }
 
 // DecryptRecipient is the part of a DARE recipient entry that decryption needs.
@@ -190,18 +192,27 @@ type ResultShareItem struct {
 	Envelope  strictjson.Value
 }
 
-// ResultDecrypt answers OperationDecrypt: Seed, or Key and IV; or Key alone, the plaintext of
-// an RSA ciphertext.
+// ResultDecrypt answers OperationDecrypt: Seed, or Key and IV; or Plaintext and what follows it; or Key
+// alone, the plaintext of an RSA ciphertext.
 type ResultDecrypt struct {
-	Status int
-	Seed   Binary `json:",omitzero"`
-	Key    Binary `json:",omitzero"`
-	IV     Binary `json:",omitzero"`
+	Status      int
+	Seed        Binary   `json:",omitzero"`
+	Key         Binary   `json:",omitzero"`
+	IV          Binary   `json:",omitzero"`
+	Plaintext   Binary   `json:",omitzero"`
+	ContentType string   `json:",omitzero"` // what the header says, which nobody signs
+	Signature   string   `json:",omitzero"` // of Plaintext: one of the constants below
+	SignedBy    []string `json:",omitzero"` // UDFs of the keys whose signatures were verified, each in its signature's generation
 }
+
+// What ResultDecrypt says of the signatures of an envelope.
+const (
+	SignatureNone       = "none"       // there is none
+	SignatureVerified   = "verified"   // by the keys in SignedBy
+	SignatureUnverified = "unverified" // there is one, by nobody whose key is known
+)
 
 // Wipe overwrites the secrets.
 func (r ResultDecrypt) Wipe() {
-	clear(r.Seed)
-	clear(r.Key)
-	clear(r.IV)
+	wipeAll([]Binary{r.Seed, r.Key, r.IV, r.Plaintext})
 }

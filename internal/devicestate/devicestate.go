@@ -100,6 +100,8 @@ type Membership struct {
 	History           device.History
 	// InsideOnly says that DeviceEncryption has use seal.
 	InsideOnly bool `json:",omitzero"`
+	// Release is that of DeviceEncryption, as token.Release.
+	Release string `json:",omitzero"`
 	// Inside are digests of the ephemeral keys of activations: what these wrap is
 	// opened inside the agent only.
 	Inside device.DigestSet `json:",omitzero"`

@@ -25,6 +25,20 @@ const (
 	TagActivationHost    = "ActivationHost"
 )
 
+// InsideOnly returns the tag of a plaintext that is for agents alone: an activation, or an entry that holds
+// one. It returns nothing for all else.
+func InsideOnly(plaintext []byte) (tag string) {
+	tagged, err := mesh.DecodeBody(plaintext)
+	if err != nil {
+		return ""
+	}
+	clear(tagged.Body) // a copy
+	if strings.HasPrefix(tagged.Tag, TagActivation) || strings.HasPrefix(tagged.Tag, tagApplicationEntry) {
+		return tagged.Tag
+	}
+	return ""
+}
+
 // ErrActivation says that an activation is not well formed, or is another kind of activation.
 var ErrActivation = errors.New("bad activation")
 

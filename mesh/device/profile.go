@@ -68,6 +68,11 @@ func (p *ProfileDevice) Base(o Operation) token.PublicKey {
 	return p.Authentication
 }
 
+// Signers are the keys by which a device signs: those of its profile and its base key.
+func (p *ProfileDevice) Signers() []token.PublicKey {
+	return append(slices.Clone(p.Roots), p.Signature)
+}
+
 // same reports whether two profiles are one device's: root and base keys are equal.
 func (p *ProfileDevice) same(q *ProfileDevice) bool {
 	for _, o := range Operations() {
@@ -95,6 +100,16 @@ type ProfileUser struct {
 	Administrator                         token.PublicKey
 	Encryption, Signature, Authentication token.PublicKey
 	Escrow                                *token.PublicKey // nil before 2021
+}
+
+// Signers are the keys by which an account signs: those of its profile, its administrator and its own, which
+// groups do not have.
+func (p *ProfileUser) Signers() []token.PublicKey {
+	keys := append(slices.Clone(p.Roots), p.Administrator)
+	if p.Signature.Octets != nil {
+		keys = append(keys, p.Signature)
+	}
+	return keys
 }
 
 // ProfileService is the profile of a service.
