@@ -8,6 +8,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+
+	"github.com/mesh-agent/mesh-agent/internal/durable"
 )
 
 // Files in Options.StateDir.
@@ -27,7 +29,7 @@ func (s stateDir) pinned() ([]byte, error) {
 	}
 	name, err := hex.DecodeString(string(bytes.TrimSpace(text)))
 	if err != nil || len(name) < 2 {
-		return nil, fmt.Errorf("%s is not the Name of a key in hexadecimal", s.path(pinnedFile))
+		return nil, fmt.Errorf("%s is not the Name of a key in hexadecimal", filepath.Join(string(s), pinnedFile))
 	}
 	return name, nil
 }
@@ -36,47 +38,33 @@ func (s stateDir) pin(name []byte) error {
 	return s.write(pinnedFile, append(hex.AppendEncode(nil, name), '\n'))
 }
 
-func (s stateDir) path(name string) string { return filepath.Join(string(s), name) }
-
 // read returns nil for a file that is not there.
 func (s stateDir) read(name string) ([]byte, error) {
 	if s == "" {
 		return nil, nil
 	}
-	b, err := os.ReadFile(s.path(name))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
+	if _, err := os.Stat(string(s)); errors.Is(err, fs.ErrNotExist) {
+		return nil, nil // and is not made before there is something to keep
 	}
-	return b, err
+	folder, err := durable.OpenFolder(string(s))
+	if err != nil {
+		return nil, err
+	}
+	b, err := folder.Read(name, maxFile)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = nil
+	}
+	return b, errors.Join(err, folder.Close())
 }
 
 // write replaces a file as a whole or not at all.
-func (s stateDir) write(name string, b []byte) (err error) {
+func (s stateDir) write(name string, b []byte) error {
 	if s == "" {
 		return nil
 	}
-	if err := os.MkdirAll(string(s), 0o700); err != nil {
-		return err
-	}
-	f, err := os.CreateTemp(string(s), name+".new-")
+	folder, err := durable.OpenFolder(string(s))
 	if err != nil {
 		return err
 	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, os.Remove(f.Name()))
-		}
-	}()
-	_, err = f.Write(b)
-	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return err
-	}
-	if err := os.Rename(f.Name(), s.path(name)); err != nil {
-		return err
-	}
-	dir, err := os.Open(string(s))
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
+	return errors.Join(folder.Write(name, b), folder.Close())
 }

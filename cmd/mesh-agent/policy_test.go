@@ -35,7 +35,7 @@ var importRules = map[string]struct{ may, never []string }{
 	"internal/keyfile":     {may: []string{module + "/token", module + "/keyshare", module + "/mesh", module + "/internal/strictjson", module + "/internal/secret", "golang.org/x/crypto/..."}},
 	"internal/keyring":     {may: []string{module + "/token", module + "/keyshare", module + "/mesh", module + "/internal/store", module + "/internal/secret"}},
 	"softkey":              {may: []string{module + "/token", module + "/keyshare", module + "/internal/rsapad", module + "/internal/secret", module + "/internal/durable", "filippo.io/age/...", "golang.org/x/crypto/..."}},
-	"tpm":                  {may: []string{module + "/token", module + "/keyshare", module + "/internal/rsapad", module + "/internal/secret", "github.com/google/go-tpm/..."}},
+	"tpm":                  {may: []string{module + "/token", module + "/keyshare", module + "/internal/rsapad", module + "/internal/secret", module + "/internal/durable", "github.com/google/go-tpm/..."}},
 	"piv":                  {may: []string{module + "/token", module + "/keyshare", module + "/internal/rsapad", module + "/internal/secret"}},
 	"hsm":                  {may: []string{module + "/token", module + "/keyshare", module + "/internal/rsapad", module + "/internal/secret", "github.com/miekg/pkcs11", "golang.org/x/sys/...", "C"}},
 	"agent": {
