@@ -67,8 +67,8 @@ func (t *Token) adopt(ctx context.Context, b *binding, name URI, u token.Use) (t
 		return token.Created{}, fmt.Errorf("%w: no private key is %s", token.ErrNotFound, name)
 	case len(private) > 1:
 		return token.Created{}, fmt.Errorf("%w: %d private keys are %s", token.ErrBadRequest, len(private), name)
-	case len(private[0].value(ckaID)) == 0 || len(private[0].value(ckaID)) > 255:
-		return token.Created{}, fmt.Errorf("the key has no CKA_ID to find it by: %w", token.ErrUnsupported)
+	case len(private[0].value(ckaID)) == 0 || len(private[0].value(ckaID)) > maxID:
+		return token.Created{}, fmt.Errorf("the key has no CKA_ID of 1 to %d octets to find it by: %w", maxID, token.ErrUnsupported)
 	}
 	return t.adoptObject(ctx, b, private[0], u)
 }

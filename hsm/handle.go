@@ -24,6 +24,7 @@ const (
 	sumLength     = 8
 	idRandom      = 8
 	idLength      = 20
+	maxID         = 255 // octets of a CKA_ID that goes into a handle
 )
 
 // encode writes version, found, serial and id, each with its length, and a sum.
@@ -67,7 +68,8 @@ func lengthPrefixed(b []byte) (v, rest []byte, ok bool) {
 	if len(b) == 0 || int(b[0]) > len(b)-1 {
 		return nil, nil, false
 	}
-	return b[1 : 1+b[0]], b[1+b[0]:], true
+	n := 1 + int(b[0])
+	return b[1:n], b[n:], true
 }
 
 // newID makes the CKA_ID of a key: random octets, and a hash of them with what is bound to the

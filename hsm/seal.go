@@ -130,7 +130,7 @@ func (t *Token) findSealKey(ctx context.Context, b *binding, auth token.Auth) (*
 	}
 	for _, o := range found {
 		public, err := k.public(o)
-		if err != nil || len(o.value(ckaID)) == 0 {
+		if err != nil || len(o.value(ckaID)) == 0 || len(o.value(ckaID)) > maxID {
 			continue
 		}
 		key, err := t.newSealKey(form, k, handle{serial: b.info.serial, id: o.value(ckaID)}, public)

@@ -2,9 +2,11 @@ package hsm
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"errors"
 	"io"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/mesh-agent/mesh-agent/token"
@@ -141,10 +143,22 @@ func FuzzDecodeReply(f *testing.F) {
 	})
 }
 
+// FuzzDecodeHandle puts a right sum behind its octets, without which nothing would be decoded.
 func FuzzDecodeHandle(f *testing.F) {
-	f.Add(handle{serial: "12ab", id: newID(token.P256, token.UseSign, 0, nil)}.encode())
-	f.Add(handle{id: []byte{1}, found: true}.encode())
+	for _, h := range []handle{
+		{serial: "12ab", id: newID(token.P256, token.UseSign, 0, nil)},
+		{id: []byte{1}, found: true},
+		{serial: strings.Repeat("s", 255), id: bytes.Repeat([]byte{1}, maxID), found: true},
+	} {
+		b := h.encode()
+		if _, err := decodeHandle(b); err != nil {
+			f.Errorf("%x: %v", b, err)
+		}
+		f.Add(b[:len(b)-sumLength])
+	}
 	f.Fuzz(func(t *testing.T, b []byte) {
+		sum := sha256.Sum256(b)
+		b = append(b, sum[:sumLength]...)
 		if h, err := decodeHandle(b); err == nil && !bytes.Equal(h.encode(), b) {
 			t.Errorf("%x decodes to %v", b, h)
 		}
