@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"time"
 
@@ -31,6 +32,9 @@ func (r *request) decryptEnvelope(ctx context.Context, op mesh.OperationDecrypt)
 	key, err := r.grantRelease(op.KeyId, token.ReleasePlaintext)
 	if err != nil {
 		return nil, err
+	}
+	if _, ok := mesh.CurveOf(key.Algorithm); !ok {
+		return nil, fmt.Errorf("an envelope for an %s key: %w", key.Algorithm, token.ErrUnsupported)
 	}
 	signed, err := r.verifyEnvelope(e, op.Signers)
 	if err != nil {

@@ -48,6 +48,7 @@ func TestPublishedEnvelopes(t *testing.T) {
 					Seed        string `json:"base_seed_hex"`
 					Key         string `json:"content_key_hex"`
 					IV          string `json:"iv_hex"`
+					Plaintext   string
 				}
 			}
 			load(t, path, &fixture)
@@ -77,6 +78,9 @@ func TestPublishedEnvelopes(t *testing.T) {
 			got := decrypt(`,"Release":"key","Salt":"` + b64(envelope.Header.Salt) + `"`)
 			if !bytes.Equal(got.Key, mustHex(t, want.Key)) || !bytes.Equal(got.IV, mustHex(t, want.IV)) {
 				t.Errorf("key %x, iv %x; want %s, %s", got.Key, got.IV, want.Key, want.IV)
+			}
+			if got := openWhole(t, a, key, envelope); string(got.Plaintext) != want.Plaintext {
+				t.Errorf("plaintext %q, want %q", got.Plaintext, want.Plaintext)
 			}
 			checkAgreement(t, a, key, to.EphemeralKey.PublicKeyECDH, mustHex(t, want.SharedPoint))
 		})
