@@ -120,16 +120,7 @@ func TestAlwaysAuthenticate(t *testing.T) {
 	t.Parallel()
 	fake := hsmtest.NewFake(t)
 	tok := openUnlocked(t, newTestModule(t, fake.Setup), fake.Setup)
-	req := token.GenerateRequest{Algorithm: token.P256, Use: token.UseSign, Policy: token.Policy{PIN: token.PINAlways}}
-	c, err := tok.Generate(t.Context(), req)
-	if err != nil {
-		t.Fatal(err)
-	}
-	opened, err := tok.Open(t.Context(), token.OpenRequest{Handle: c.Handle, Public: c.Public, Use: token.UseSign})
-	if err != nil {
-		t.Fatal(err)
-	}
-	k := opened.(token.Signer)
+	k := alwaysKey(t, tok)
 	wantSign(t, "no PIN", k, token.ErrAuthNeeded)
 	before := fake.Logins(t)
 	for range 3 {
@@ -176,12 +167,9 @@ func TestFindings(t *testing.T) {
 }
 
 // warnings joins the findings that are not mere facts.
-// A device that is lost while it has a PIN may have counted it: the PIN is not presented again.
-func TestPINOnLostDevice(t *testing.T) {
-	t.Parallel()
-	fake := hsmtest.NewFake(t)
-	tok := openUnlocked(t, newTestModule(t, fake.Setup), fake.Setup)
-	once := signKeyFor(t, tok, token.P256)
+// alwaysKey makes a key that wants the PIN each time.
+func alwaysKey(t *testing.T, tok *Token) token.Signer {
+	t.Helper()
 	req := token.GenerateRequest{Algorithm: token.P256, Use: token.UseSign, Policy: token.Policy{PIN: token.PINAlways}}
 	c, err := tok.Generate(t.Context(), req)
 	if err != nil {
@@ -191,7 +179,16 @@ func TestPINOnLostDevice(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	always := opened.(token.Signer)
+	return opened.(token.Signer)
+}
+
+// A device that is lost while it has a PIN may have counted it: the PIN is not presented again.
+func TestPINOnLostDevice(t *testing.T) {
+	t.Parallel()
+	fake := hsmtest.NewFake(t)
+	tok := openUnlocked(t, newTestModule(t, fake.Setup), fake.Setup)
+	once := signKeyFor(t, tok, token.P256)
+	always := alwaysKey(t, tok)
 	for _, code := range []string{"0x5", "0x30", "0x32"} { // GENERAL_ERROR, DEVICE_ERROR, DEVICE_REMOVED
 		for name, use := range map[string]func() error{
 			"unlock":                   func() error { return tok.Unlock(t.Context(), wrongPIN(1)) },
