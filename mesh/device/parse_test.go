@@ -163,12 +163,22 @@ func TestParseRequestRefuses(t *testing.T) {
 	good := must(NewRequestConnection(rand.Reader, d.profile, "alice@example.com", ""))
 	body := string(good.Envelope().Body)
 	nonce := string(must(strictjson.Marshal(mesh.Binary(good.ClientNonce))))
+	message := func(id string) string { // in an envelope
+		altered := strings.Replace(body, `"`+good.MessageID+`"`, id, 1)
+		return string(must((&mesh.Envelope{Body: []byte(altered)}).Marshal()))
+	}
+	if _, err := ParseRequestConnection([]byte(message(`"`+good.MessageID+`"`)), now); err != nil {
+		t.Errorf("good: %v", err)
+	}
 	for name, text := range map[string]string{
 		"nothing":       ``,
 		"another tag":   `{"AcknowledgeConnection":{}}`,
 		"short nonce":   strings.Replace(body, nonce, `"AAAA"`, 1),
-		"no profile":    `{"RequestConnection":{"ClientNonce":` + nonce + `}}`,
-		"empty profile": `{"RequestConnection":{"AuthenticatedData":[{},""],"ClientNonce":` + nonce + `}}`,
+		"no profile":    `{"RequestConnection":{"MessageId":"NAAA","ClientNonce":` + nonce + `}}`,
+		"empty profile": `{"RequestConnection":{"MessageId":"NAAA","AuthenticatedData":[{},""],"ClientNonce":` + nonce + `}}`,
+		"no MessageId":  message(`""`),
+		"no UDF":        message(`"1"`),
+		"long":          message(`"` + strings.Repeat("NAAA", 1000) + `"`),
 		"envelope":      `[{},""]`,
 		"no envelope":   `[{}]`,
 		"other digest":  string(must((&mesh.Envelope{Body: []byte(body), Trailer: &mesh.Trailer{PayloadDigest: make([]byte, 64)}}).Marshal())),

@@ -31,6 +31,8 @@ const (
 	nonceLen  = 16
 	pinLen    = 15 // octets of a new PIN, 120 bits
 	pinAction = "Device"
+
+	maxMessageID = 128 // characters; they have 34
 )
 
 // RequestConnection asks for a device to be connected to an account. Its envelope is not
@@ -117,6 +119,9 @@ func ParseRequestConnection(data []byte, now time.Time) (*RequestConnection, err
 	var w wireRequest
 	if err := decode(body, &w); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrRequest, err)
+	}
+	if _, err := mesh.ParseUDF(w.MessageID); err != nil || len(w.MessageID) > maxMessageID {
+		return nil, fmt.Errorf("%w: MessageId is missing or no UDF", ErrRequest)
 	}
 	if len(w.ClientNonce) != nonceLen {
 		return nil, fmt.Errorf("%w: ClientNonce of %d octets", ErrRequest, len(w.ClientNonce))
