@@ -2,6 +2,7 @@ package hsm
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"slices"
 	"strings"
@@ -138,6 +139,30 @@ func TestWrongPINsInTurn(t *testing.T) {
 	}
 	if err := tok.Unlock(t.Context(), []byte(hsmtest.PIN)); err != nil {
 		t.Error(err)
+	}
+}
+
+// A client that goes away while its wrong PIN is in the module has used up a try; nobody uses up another with that PIN.
+func TestWrongPINAbandoned(t *testing.T) {
+	t.Parallel()
+	fake := hsmtest.NewFake(t)
+	tok := openLocked(t, newTestModule(t, fake.Setup), fake.Setup)
+	await, release := fake.Hold(t, "Login")
+	ctx, cancel := context.WithCancel(t.Context())
+	unlocked := make(chan error)
+	go func() { unlocked <- tok.Unlock(ctx, wrongPIN(0)) }()
+	await()
+	cancel()
+	release()
+	if err := <-unlocked; err == nil {
+		t.Error("a wrong PIN unlocks")
+	}
+	fake.Heal(t, "Login")
+	if err := tok.Unlock(t.Context(), wrongPIN(0)); !errors.Is(err, token.ErrRefused) {
+		t.Errorf("the same PIN again: %v, want ErrRefused", err)
+	}
+	if n := fake.Logins(t); n != 1 {
+		t.Errorf("it was presented %d times", n)
 	}
 }
 

@@ -105,7 +105,7 @@ func (t *Token) login(ctx context.Context, pin []byte) error {
 	t.pin = secret.Bytes(append([]byte(nil), pin...))
 	in := *b
 	in.loggedIn = true
-	t.probeLocked(ctx, &in)
+	t.probeLocked(context.WithoutCancel(ctx), &in)
 	t.publishLocked(&in)
 	return nil
 }
@@ -118,11 +118,13 @@ func (t *Token) compareLocked(b *binding, pin []byte) error {
 	return &token.AuthError{Reason: token.ErrAuthWrong, Kind: "PIN", TriesLeft: token.TriesUnknown}
 }
 
-// presentLocked presents a PIN to the token, once.
+// presentLocked presents a PIN to the token, once. What comes of it is waited for and noted even if the
+// caller goes away.
 func (t *Token) presentLocked(ctx context.Context, b *binding, pin []byte) error {
 	if err := t.checkTriesLocked(ctx, b, pin); err != nil {
 		return err
 	}
+	ctx = context.WithoutCancel(ctx)
 	_, err := t.module.call(ctx, b.child, &call{op: opLogin, slot: b.info.slot, pin: pin})
 	return t.loginResultLocked(ctx, b, pin, err)
 }

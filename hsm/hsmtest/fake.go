@@ -10,6 +10,8 @@ import (
 	"strings"
 	"sync"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // Fake is a module that is SoftHSM but for what it is told to do wrong.
@@ -74,6 +76,27 @@ func (f Fake) Heal(t testing.TB, function string) {
 	if err := os.Remove(filepath.Join(f.dir, function)); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// Hold makes a function wait in the module. await returns when it is called, release lets it go on; both once.
+func (f Fake) Hold(t testing.TB, function string) (await, release func()) {
+	t.Helper()
+	path := filepath.Join(f.dir, function+".wait")
+	if err := unix.Mkfifo(path, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	f.Do(t, function, "wait")
+	open := func(mode int) func() {
+		return func() {
+			t.Helper()
+			file, err := os.OpenFile(path, mode, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			file.Close()
+		}
+	}
+	return open(os.O_RDONLY), open(os.O_WRONLY)
 }
 
 // Shared returns which functions were called in a session while another one was there.

@@ -4,6 +4,7 @@
 //
 //   code 0x32 3     the next 3 calls return this code and do nothing (-1: all calls)
 //   hang            the call does not return
+//   wait            the call goes on when the FIFO of the function's name and ".wait" was opened for reading, then for writing
 //   segfault        the call writes to address 0
 //   corrupt         the call flips a bit of its result (Sign, GetAttributeValue)
 //   lie 0x10        the call says that its result has this length, or that many elements
@@ -14,6 +15,7 @@
 // up to date and shown in the token's flags. Each C_Login is noted in "logins" by one octet, and each function
 // that is called in a session while another one is there, in "shared" by a line.
 #include <dlfcn.h>
+#include <fcntl.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -85,6 +87,13 @@ static int obey(int i, ulong_t *code, int *corrupt) {
 		if (!strncmp(text, "hang", 4)) {
 			pthread_mutex_unlock(&lock);
 			for (;;) pause();
+		}
+		if (!strncmp(text, "wait", 4)) {
+			char fifo[64], path[4096];
+			snprintf(fifo, sizeof fifo, "%s.wait", names[i]);
+			path_of(path, sizeof path, fifo);
+			close(open(path, O_WRONLY));
+			close(open(path, O_RDONLY));
 		}
 		if (!strncmp(text, "segfault", 8)) *(volatile int *)0 = 1;
 		*corrupt = !strncmp(text, "corrupt", 7);
