@@ -73,7 +73,7 @@ func (s *session) present(ctx context.Context, pin []byte, last tryPolicy) error
 	case !verified && tries == 1 && last != spendLast:
 		return fmt.Errorf("%w: %w", needed(1), ErrLastTry)
 	}
-	err = s.Verify(ctx, pin)
+	err = s.verify(ctx, pin)
 	switch {
 	case err == nil:
 		p.refused, p.verified = nil, true
@@ -86,6 +86,13 @@ func (s *session) present(ctx context.Context, pin []byte, last tryPolicy) error
 		s.request.changed = true // whether the card took it is not known: not again
 	}
 	return err
+}
+
+// verify waits for the card even if the caller goes away, to know what came of the PIN.
+func (s *session) verify(ctx context.Context, pin []byte) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeGrace)
+	defer cancel()
+	return s.Verify(ctx, pin)
 }
 
 // triesLeft returns the tries that a refusal leaves.

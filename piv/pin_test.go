@@ -49,6 +49,29 @@ func TestWrongPIN(t *testing.T) {
 	}
 }
 
+// TestAbandonedPIN has a caller that goes away while the card has its wrong PIN: nobody presents that PIN again.
+func TestAbandonedPIN(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, pivtest.Config{}, Options{})
+	if err := b.token.Lock(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	b.card.OnAPDU(func(apdu []byte, card func([]byte) []byte) []byte {
+		if apdu[1] == 0x20 && len(apdu) > 5 { // VERIFY with a PIN
+			cancel()
+		}
+		return card(apdu)
+	})
+	if err := b.token.Unlock(ctx, []byte("000000")); err == nil {
+		t.Error("a wrong PIN unlocks")
+	}
+	b.card.OnAPDU(nil)
+	err := b.token.Unlock(t.Context(), []byte("000000"))
+	wantTries(t, "the same PIN again", err, token.ErrAuthWrong, 2)
+	wantAll(t, "the same PIN again", err, token.ErrRefused)
+}
+
 // TestPINAgain has the card refuse a PIN that another program makes right again: it is given then.
 func TestPINAgain(t *testing.T) {
 	t.Parallel()
