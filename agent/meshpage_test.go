@@ -107,6 +107,11 @@ func (p *page) learnKeys(t *testing.T, r mesh.DeviceActivateResponse) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	text, err := letter.Marshal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.learn("LETTER", string(text))
 	p.learn("EPK", string(epk))
 	p.learn("WMK", base64.RawURLEncoding.EncodeToString(to.WrappedKey))
 	p.learn("ENCRYPTION", keyNamed(t, r.Account.Keys, "DeviceEncryption").Udf)

@@ -28,8 +28,12 @@ func newDecryptCommand(a *app) *cobra.Command {
 plaintext. Without --key it tries the agent's keys, first those that the envelope names.
 
 Signatures are verified before anything is decrypted: with --signer, one of that signer must
-be there and good. An activation for this device is not written out: "device activate" takes
+be there and good. Without it, those are by the agent's own keys and by the accounts that this device is
+connected to; who signed is said. An activation for this device is not written out: "device activate" takes
 it into use.
+
+A key that was made with --release plaintext or key does not give the agent's clients what opens a file of any
+size: the agent opens the envelope itself, which must fit into one request (256 KiB).
 
 With --partial, the agent's key is one share and the files hold the agreements of the other
 shares, as "agree" prints them. With --partial and no --key they are all shares, and no
@@ -63,7 +67,8 @@ as many others.`,
 			if err != nil {
 				return fmt.Errorf("read envelope: %w", err)
 			}
-			if err := a.verifyFirst(c.Context(), envelope, signers); err != nil {
+			accepted, err := a.verifyFirst(c.Context(), envelope, signers)
+			if err != nil {
 				return err
 			}
 			points, err := a.readPoints(partials)
@@ -78,20 +83,8 @@ as many others.`,
 				return err
 			}
 			defer clear(pin)
-			seed, by, err := a.contentSeed(c.Context(), envelope.Header.Recipients, opener{key, pin, points})
+			plaintext, err := a.decryptEnvelope(c.Context(), opener{envelope, key, pin, points, accepted})
 			if err != nil {
-				return err
-			}
-			defer clear(seed)
-			if err := envelope.CheckWitness(seed); err != nil {
-				return err
-			}
-			plaintext, err := envelope.Open(seed)
-			if err != nil {
-				return err
-			}
-			if err := a.checkContents(c.Context(), plaintext, by); err != nil {
-				clear(plaintext)
 				return err
 			}
 			return a.print(plaintext)
@@ -105,22 +98,51 @@ as many others.`,
 	return c
 }
 
-// opener is what opens an envelope beside the agent's keys: the one key and its PIN, and the
-// agreements of other shares.
+// opener is an envelope and what opens it beside the agent's keys: the one key and its PIN, and the
+// agreements of other shares. Of signers, if there are any, one has signed.
 type opener struct {
+	envelope *mesh.Envelope
 	key      string
 	pin      []byte
 	partials []point
+	signers  []token.PublicKey
+}
+
+// opened is the base seed of an envelope or, of a key that does not give that out, the plaintext; and the key that
+// opened it, if it was one of the agent's.
+type opened struct {
+	seed, plaintext []byte
+	by              string
+}
+
+// decryptEnvelope returns the plaintext of an envelope, whose signatures were verified.
+func (a *app) decryptEnvelope(ctx context.Context, o opener) ([]byte, error) {
+	got, err := a.open(ctx, o)
+	if err != nil || got.plaintext != nil {
+		return got.plaintext, err
+	}
+	defer clear(got.seed)
+	if err := o.envelope.CheckWitness(got.seed); err != nil {
+		return nil, err
+	}
+	plaintext, err := o.envelope.Open(got.seed)
+	if err != nil {
+		return nil, err
+	}
+	if err := a.checkContents(ctx, plaintext, got.by); err != nil {
+		clear(plaintext)
+		return nil, err
+	}
+	return plaintext, nil
 }
 
 // checkContents refuses an activation that a device's combined key opened. Those that the agent knows
 // it refuses itself.
 func (a *app) checkContents(ctx context.Context, plaintext []byte, by string) error {
-	tagged, err := mesh.DecodeBody(plaintext)
-	if err != nil || by == "" || !strings.HasPrefix(tagged.Tag, device.TagActivation) {
+	tag := device.InsideOnly(plaintext)
+	if tag == "" || by == "" {
 		return nil
 	}
-	defer clear(tagged.Body)
 	return a.with(ctx, func(conn *client.Client) error {
 		d, err := conn.DeviceShow(ctx)
 		var status *client.StatusError
@@ -132,22 +154,22 @@ func (a *app) checkContents(ctx context.Context, plaintext []byte, by string) er
 		}
 		for _, account := range d.Accounts {
 			if slices.ContainsFunc(account.Keys, func(k mesh.NamedKey) bool { return k.Udf == by && strings.HasSuffix(k.Name, "DeviceEncryption") }) {
-				return hint(fmt.Errorf("it is an %.64s, which the agent keeps to itself", tagged.Tag), "mesh-agent device activate takes the connection that it came with")
+				return hint(fmt.Errorf("it is an %.64s, which the agent keeps to itself", tag), "mesh-agent device activate takes the connection that it came with")
 			}
 		}
 		return nil
 	})
 }
 
-// contentSeed finds the seed of an envelope's content keys by a key of the agent, whose UDF it returns,
-// by partial agreements, or by both.
-func (a *app) contentSeed(ctx context.Context, recipients []mesh.Recipient, o opener) (seed []byte, by string, err error) {
+// open opens an envelope by a key of the agent, by partial agreements, or by both.
+func (a *app) open(ctx context.Context, o opener) (got opened, err error) {
+	recipients := o.envelope.Header.Recipients
 	if len(recipients) == 0 {
-		return nil, "", errors.New("the envelope is not encrypted to any key")
+		return got, errors.New("the envelope is not encrypted to any key")
 	}
 	if o.key == "" && len(o.partials) != 0 {
-		seed, err = seedFromPoints(recipients, o.partials)
-		return seed, "", err
+		got.seed, err = seedFromPoints(recipients, o.partials)
+		return got, err
 	}
 	err = a.with(ctx, func(conn *client.Client) error {
 		keys, err := decryptionKeys(ctx, conn, o.key, recipients)
@@ -159,10 +181,10 @@ func (a *app) contentSeed(ctx context.Context, recipients []mesh.Recipient, o op
 			return hint(fmt.Errorf("no key here opens it; it is for %s", recipientNames(recipients)),
 				"`mesh-agent key list` shows the keys; a key of use decrypt or agree opens envelopes")
 		}
-		seed, by, err = firstSeed(ctx, conn, tries, o)
+		got, err = firstOpened(ctx, conn, tries, o)
 		return err
 	})
-	return seed, by, err
+	return got, err
 }
 
 // seedFromPoints unwraps the seed by the sum of all shares' agreements.
@@ -227,14 +249,19 @@ func attempts(recipients []mesh.Recipient, keys []mesh.KeyInfo) []attempt {
 	return append(named, others...)
 }
 
-// firstSeed asks the agent until an attempt succeeds. If none does, it returns the
+// firstOpened asks the agent until an attempt succeeds. If none does, it returns the
 // error of an entry that names the key, rather than that of a guess.
-func firstSeed(ctx context.Context, conn *client.Client, tries []attempt, o opener) (seed []byte, by string, err error) {
+func firstOpened(ctx context.Context, conn *client.Client, tries []attempt, o opener) (opened, error) {
 	var refusal error
+	whole := map[string]bool{} // keys with which the whole envelope was tried
 	for _, try := range tries {
-		result, err := conn.Decrypt(ctx, decryptOperation(try, o))
+		if whole[try.key.Udf] {
+			continue
+		}
+		whole[try.key.Udf] = try.key.Release != ""
+		got, err := try.open(ctx, conn, o)
 		if err == nil {
-			return result.Seed, try.key.Udf, nil
+			return got, nil
 		}
 		if refusal == nil {
 			refusal = err
@@ -243,11 +270,24 @@ func firstSeed(ctx context.Context, conn *client.Client, tries []attempt, o open
 			break
 		}
 	}
+	return opened{}, explainOpen(refusal)
+}
+
+// explainOpen has one error for what does not open, and says what to do about others.
+func explainOpen(err error) error {
 	var status *client.StatusError
-	if errors.As(refusal, &status) && status.Status == 400 {
-		return nil, "", hint(token.ErrDecrypt, "if the key is a share, add the agreements of the other holders by --partial")
+	switch {
+	case errors.Is(err, client.ErrTooLarge):
+		return hint(fmt.Errorf("the key gives out contents that the agent has looked at, and no more, and the envelope does not fit into a request: %w", err),
+			"have larger files encrypted to a key that was made without --release")
+	case !errors.As(err, &status):
+		return err
+	case strings.HasPrefix(status.Text, "policy: the device's combined key"):
+		return hint(err, "have it encrypted by `mesh-agent encrypt --enc A256GCM`, or to the account's key and not the device's")
+	case status.Status == 400 && (!strings.HasPrefix(status.Text, "Envelope:") || strings.HasSuffix(status.Text, token.ErrDecrypt.Error())):
+		return hint(token.ErrDecrypt, "if the key is a share, add the agreements of the other holders by --partial")
 	}
-	return nil, "", refusal
+	return err
 }
 
 // declined reports whether somebody was asked for a PIN and gave none. The next attempt would ask again.
@@ -257,16 +297,32 @@ func declined(err error) bool {
 		(strings.Contains(status.Text, prompt.ErrRefused.Error()) || strings.Contains(status.Text, prompt.ErrNoAnswer.Error()))
 }
 
-func decryptOperation(try attempt, o opener) mesh.OperationDecrypt {
-	op := mesh.OperationDecrypt{
-		KeyId:     try.key.Udf,
-		Recipient: &mesh.DecryptRecipient{EphemeralKey: try.recipient.EphemeralKey, WrappedKey: try.recipient.WrappedKey},
-		PIN:       o.pin,
-	}
+// open has the agent open the entry or, if the key does not give out base seeds, all of the envelope.
+func (try attempt) open(ctx context.Context, conn *client.Client, o opener) (opened, error) {
+	op := mesh.OperationDecrypt{KeyId: try.key.Udf, PIN: o.pin}
 	for _, p := range o.partials {
 		op.Partials = append(op.Partials, mesh.PublicParameters{PublicKeyECDH: &p})
 	}
-	return op
+	if try.key.Release == "" {
+		op.Recipient = &mesh.DecryptRecipient{EphemeralKey: try.recipient.EphemeralKey, WrappedKey: try.recipient.WrappedKey}
+	} else {
+		text, err := o.envelope.Marshal()
+		if err != nil {
+			return opened{}, err
+		}
+		op.Envelope, op.Release = text, token.ReleasePlaintext.String()
+		for _, s := range o.signers {
+			op.Signers = append(op.Signers, mesh.Parameters(s))
+		}
+	}
+	result, err := conn.Decrypt(ctx, op)
+	if err != nil {
+		return opened{}, err
+	}
+	if (result.Plaintext == nil) == (op.Envelope != nil) || (result.Seed == nil) == (op.Recipient != nil) {
+		return opened{}, fmt.Errorf("read the agent's answer: %w", client.ErrProtocol)
+	}
+	return opened{result.Seed, result.Plaintext, try.key.Udf}, nil
 }
 
 func recipientNames(recipients []mesh.Recipient) string {

@@ -181,7 +181,7 @@ func keyRows(generation, prefix string, keys []mesh.NamedKey) (rows [][]string) 
 			if generation == mesh.G2.String() {
 				udf = k.UdfG2
 			}
-			text = fmt.Sprintf("%s  %s, use %s, %s (%s)", udf, k.Algorithm, k.Use, k.Protection, k.Token)
+			text = fmt.Sprintf("%s  %s, use %s, %s (%s)", udf, k.Algorithm, useAndRelease(k.Use, k.Release), k.Protection, k.Token)
 		}
 		rows = append(rows, []string{prefix + k.Name, text})
 	}
@@ -318,7 +318,11 @@ changes; that of its address is a label.`,
 const activateHelp = `
 A failed verification names its step. An application's key is not signed: it is taken only if --applications has the
 entry of the account's catalog with its public key, or --accept-key its UDF. Where nothing
-shows that a connection is newer than the one in use, --confirm says that it is.`
+shows that a connection is newer than the one in use, --confirm says that it is.
+
+With --release plaintext nothing leaves the agent of what is encrypted to this device but contents that it has looked at,
+which are no activation and which nobody can have altered: those of envelopes of A256GCM, or signed by the account with a key
+that is not in this agent. What is encrypted to the account is as before. Updates keep to it, and to --inside-only.`
 
 func newDeviceActivateCommand(a *app, name string) *cobra.Command {
 	var req mesh.DeviceActivateRequest
@@ -373,6 +377,7 @@ need no second confirmation; those that are no more in the entry are deleted.
 	c.Flags().BoolVar(&req.Unsolicited, "unsolicited", false, "accept an answer although this device asked for none, as one that was preconfigured")
 	c.Flags().BoolVar(&req.AllowUnnamed, "allow-unnamed-account", false, "accept connections that name no account, as those before May 2022")
 	c.Flags().BoolVar(&req.InsideOnly, "inside-only", false, "nothing that is encrypted to the device opens for clients, only activations inside the agent")
+	c.Flags().StringVar(&req.Release, "release", "", "the most that the device's combined key gives out, the `form` seed (default), key or plaintext")
 	c.Flags().Int64Var(&index, "frame", 0, "`index` of the entry's frame in the account's catalog, where FILE is not the frame itself")
 	c.Flags().StringVar(&tree, "frame-tree", "", "apex `digest` of the catalog's Merkle tree with that frame, base64url")
 	return c

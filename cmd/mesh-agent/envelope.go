@@ -223,17 +223,13 @@ func signersIn(data strictjson.Value) ([]token.PublicKey, error) {
 		if err != nil {
 			return nil, err
 		}
-		keys := append(p.Roots, p.Administrator)
-		if p.Signature.Octets != nil {
-			keys = append(keys, p.Signature)
-		}
-		return keys, nil
+		return p.Signers(), nil
 	case device.TagProfileDevice, device.TagProfileHost:
 		p, err := device.ParseProfileDevice(e, now)
 		if err != nil {
 			return nil, err
 		}
-		return append(p.Roots, p.Signature), nil
+		return p.Signers(), nil
 	}
 	c, err := readConnection(e, generationOf(e), now)
 	if err != nil {
@@ -257,29 +253,72 @@ func readConnection(e *mesh.Envelope, g mesh.Generation, now time.Time) (*device
 	return device.ParseConnection(e, g, now)
 }
 
-// verifyFirst verifies the signatures of an envelope before anything is decrypted. Without
-// signers, keys in the envelope are taken, which shows a change at least; signatures by
-// keys that are not known are said to be unverified.
-func (a *app) verifyFirst(ctx context.Context, e *mesh.Envelope, names []string) error {
+// verifyFirst verifies the signatures of an envelope before anything is decrypted. It returns the keys of the signers that are
+// named, one of which signed. Without any, keys that are known here are tried, and keys in the envelope, which
+// show a change at least; who signed is said, or that it is not known.
+func (a *app) verifyFirst(ctx context.Context, e *mesh.Envelope, names []string) ([]token.PublicKey, error) {
 	accepted, err := a.signerKeys(ctx, names)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if len(names) > 0 {
 		_, err := e.Verify(accepted...)
-		return err
+		return accepted, err
 	}
 	if e.Trailer == nil || len(e.Trailer.Signatures) == 0 {
-		return nil
+		return nil, nil
 	}
-	if accepted, err = e.SignerKeys(); err == nil {
-		_, err = e.Verify(accepted...)
+	by, err := e.VerifyKnown(a.knownSigners(ctx, e)...)
+	if err != nil {
+		return nil, err
+	}
+	if len(by) == 0 {
+		a.say("it is signed, but whose signature it should be is not said: --signer")
+	}
+	for _, s := range by {
+		udf, err := mesh.Fingerprint(s.Key, s.Generation)
+		if err != nil {
+			return nil, err
+		}
+		a.say("signed by %s", udf)
+	}
+	return nil, nil
+}
+
+// maxNamed is how many of the signatures of an envelope are looked up.
+const maxNamed = 64
+
+// knownSigners are the keys of those who are known here: the agent's own that the signatures name, the device's, and those
+// of the accounts that it is connected to. Where there is no agent nobody is known.
+func (a *app) knownSigners(ctx context.Context, e *mesh.Envelope) (keys []token.PublicKey) {
+	var known []strictjson.Value
+	err := a.with(ctx, func(conn *client.Client) error {
+		for _, s := range e.Trailer.Signatures[:min(len(e.Trailer.Signatures), maxNamed)] {
+			info, err := conn.KeyShow(ctx, s.KeyID)
+			if err != nil || !token.Use(info.Use).Signs() {
+				continue
+			}
+			if key, err := info.PublicKey.PublicKey(); err == nil {
+				keys = append(keys, key)
+			}
+		}
+		d, err := conn.DeviceShow(ctx)
 		if err != nil {
 			return err
 		}
-	} else if _, err := e.Manifest(mesh.G1); err != nil { // the digest at least
-		return err
+		known = append(known, d.Profile)
+		for _, account := range d.Accounts {
+			known = append(known, account.Profile, account.ConnectionDevice)
+		}
+		return nil
+	})
+	if err != nil {
+		return keys
 	}
-	a.say("it is signed, but whose signature it should be is not said: --signer")
-	return nil
+	for _, text := range known {
+		if found, err := signersIn(text); err == nil {
+			keys = append(keys, found...)
+		}
+	}
+	return keys
 }

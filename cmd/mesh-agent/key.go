@@ -12,6 +12,7 @@ import (
 	"github.com/mesh-agent/mesh-agent/client"
 	"github.com/mesh-agent/mesh-agent/internal/strictjson"
 	"github.com/mesh-agent/mesh-agent/mesh"
+	"github.com/mesh-agent/mesh-agent/token"
 )
 
 func newKeyCommand(a *app) *cobra.Command {
@@ -24,6 +25,8 @@ func newKeyCommand(a *app) *cobra.Command {
 const useHelp = "what the key is for: ssh, sign, sign-assertion, decrypt, agree, authenticate or split"
 
 const tagHelp = "for use sign-assertion: `tag` of the bodies that the key signs, such as ConnectionDevice; once for each"
+
+const releaseHelp = "for use decrypt: the most that the key gives out, the `form` seed (default), key or plaintext"
 
 const shareToHelp = "for use split: `file` with the public key (X25519 or X448) of one who gets a share; once for each"
 
@@ -67,6 +70,7 @@ func newKeyGenerateCommand(a *app) *cobra.Command {
 	c.Flags().StringVar(&request.Label, "label", "", "a `text` for people")
 	c.Flags().StringArrayVar(&shareTo, "share-to", nil, shareToHelp)
 	c.Flags().StringArrayVar(&request.Tags, "tag", nil, tagHelp)
+	c.Flags().StringVar(&request.Release, "release", "", releaseHelp)
 	c.Flags().StringVar(&generation, "generation", "g1", "which UDF to print: g1 or g2")
 	required(c, "alg", "use")
 	return c
@@ -148,7 +152,7 @@ func newKeyListCommand(a *app) *cobra.Command {
 func listed(keys []mesh.KeyInfo) []mesh.KeyInfo {
 	list := []mesh.KeyInfo{}
 	for _, k := range keys {
-		k.State, k.PIN, k.Touch, k.PCRs, k.Tags = "", "", "", "", nil
+		k.State, k.PIN, k.Touch, k.PCRs, k.Release, k.Tags = "", "", "", "", "", nil
 		list = append(list, k)
 	}
 	return list
@@ -157,9 +161,30 @@ func listed(keys []mesh.KeyInfo) []mesh.KeyInfo {
 func (a *app) printKeys(keys []mesh.KeyInfo) error {
 	rows := [][]string{{"UDF", "ALGORITHM", "USE", "TOKEN", "PROTECTION", "ASKS", "STATE", "LABEL"}}
 	for _, k := range keys {
-		rows = append(rows, []string{k.Udf, k.Algorithm, k.Use, k.Token, k.Protection, asks(k), cmp.Or(k.State, "ready"), k.Label})
+		rows = append(rows, []string{k.Udf, k.Algorithm, useAndRelease(k.Use, k.Release), k.Token, k.Protection, asks(k), cmp.Or(k.State, "ready"), k.Label})
 	}
 	return a.printTable(rows)
+}
+
+// useAndRelease is a key's use, and the limit of one that has any.
+func useAndRelease(use, release string) string {
+	if release == "" {
+		return use
+	}
+	return use + ", " + release + " only"
+}
+
+// givesOut says what a key for decryption gives out; nothing for other keys.
+func givesOut(k mesh.KeyInfo) string {
+	switch {
+	case k.Use != string(token.UseDecrypt) || k.PublicKey.PublicKeyECDH == nil:
+		return ""
+	case k.Release == "":
+		return "base seeds, content keys and plaintexts"
+	case k.Release == string(token.ReleaseKey):
+		return "content keys and plaintexts"
+	}
+	return "plaintexts"
 }
 
 // asks says what a key in a token asks of its user, as far as that was chosen or the token tells. What a sealed
@@ -209,7 +234,7 @@ func (a *app) printKey(k mesh.KeyInfo) error {
 		{"operations", strings.Join(k.Operations, ", ")}, {"token", k.Token},
 		{"protection", k.Protection}, {"origin", origin},
 	}
-	for _, policy := range [][]string{{"pin", k.PIN}, {"touch", k.Touch}, {"pcrs", k.PCRs}} {
+	for _, policy := range [][]string{{"gives out", givesOut(k)}, {"pin", k.PIN}, {"touch", k.Touch}, {"pcrs", k.PCRs}} {
 		if policy[1] != "" {
 			rows = append(rows, policy)
 		}

@@ -79,6 +79,7 @@ func (in *keyImport) addFlags(c *cobra.Command) {
 	c.Flags().StringVar(&in.request.Label, "label", "", "a `text` for people")
 	c.Flags().StringArrayVar(&in.shareTo, "share-to", nil, shareToHelp)
 	c.Flags().StringArrayVar(&in.request.Tags, "tag", nil, tagHelp)
+	c.Flags().StringVar(&in.request.Release, "release", "", releaseHelp)
 	c.Flags().StringVar(&in.request.UnwrapWith, "unwrap-with", "", "`UDF` of the key that opens the envelope in FILE")
 	c.Flags().StringVar(&in.passphraseFile, "passphrase-file", "", "`file` with the passphrase of an OpenSSH key, or the authorization value of a TSS2 key")
 }

@@ -144,6 +144,7 @@ firmware before 5.3 does not of keys that were imported into it: then --pin and 
 	c.Flags().StringVar(&request.Token, "token", "", "`name` of the token, see `mesh-agent token list`")
 	c.Flags().StringVar(&request.Slot, "slot", "", "the `slot`: 9a, 9c, 9d, 9e or 82 to 95; of a PKCS#11 token: the key's label or URI")
 	c.Flags().StringVar(&request.Use, "use", "", useHelp)
+	c.Flags().StringVar(&request.Release, "release", "", releaseHelp)
 	c.Flags().StringVar(&request.PIN, "pin", "", "when the key wants the PIN, if the card does not tell: none, once or always")
 	c.Flags().StringVar(&request.Touch, "touch", "", "when the key wants a touch, if the card does not tell: never, cached or always")
 	c.Flags().StringVar(&request.Label, "label", "", "a `text` for people")
