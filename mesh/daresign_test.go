@@ -356,3 +356,51 @@ func otherCharacter(c byte) byte {
 	}
 	return 'A'
 }
+
+// TestVerifyKnown has nobody say whose signature is wanted.
+func TestVerifyKnown(t *testing.T) {
+	t.Parallel()
+	alice, bob := testSigner(t), testSigner(t)
+	made := func(g Generation, include bool, signers ...Signer) *Envelope {
+		e := must(NewEnvelope(t.Context(), []byte("hello"), EnvelopeOptions{Generation: g, Signers: signers, IncludeKey: include}))
+		return e
+	}
+	for _, g := range []Generation{G1, G2} {
+		for name, c := range map[string]struct {
+			e     *Envelope
+			spoil func(*Envelope)
+			by    []token.PublicKey
+			want  error
+		}{
+			"not signed":               {e: made(g, false)},
+			"by the known":             {e: made(g, false, alice), by: []token.PublicKey{alice.Public()}},
+			"by both":                  {e: made(g, false, bob, alice), by: []token.PublicKey{alice.Public()}},
+			"by both, keys carried":    {e: made(g, true, bob, alice), by: []token.PublicKey{alice.Public()}},
+			"by another":               {e: made(g, false, bob)},
+			"by another, key carried":  {e: made(g, true, bob)},
+			"known, altered":           {made(g, false, alice), func(e *Envelope) { e.Trailer.Signatures[0].Value[0] ^= 1 }, nil, ErrSignature},
+			"carried, altered":         {made(g, true, bob), func(e *Envelope) { e.Trailer.Signatures[0].Value[0] ^= 1 }, nil, ErrSignature},
+			"the other, altered":       {made(g, true, alice, bob), func(e *Envelope) { e.Trailer.Signatures[1].Value[0] ^= 1 }, nil, ErrSignature},
+			"carried, of another name": {made(g, true, bob), func(e *Envelope) { e.Trailer.Signatures[0].KeyID = "MB2GX-H443" }, nil, ErrSigner},
+			"carried, no key":          {made(g, true, bob), func(e *Envelope) { e.Trailer.Signatures[0].SignatureKey = &PublicParameters{} }, nil, token.ErrBadKey},
+			"body":                     {made(g, false, bob), func(e *Envelope) { e.Body = []byte("hallo") }, nil, ErrPayloadDigest},
+			"body, not signed":         {made(g, false), func(e *Envelope) { e.Trailer = &Trailer{PayloadDigest: make(Binary, 64)} }, nil, ErrPayloadDigest},
+			"unknown digest":           {made(g, false), func(e *Envelope) { e.Header.Digest = "S256" }, nil, token.ErrUnsupported},
+		} {
+			if c.spoil != nil {
+				c.spoil(c.e)
+			}
+			by, err := c.e.VerifyKnown(alice.Public())
+			if !errors.Is(err, c.want) || len(by) != len(c.by) || len(by) == 1 && (!by[0].Key.Equal(c.by[0]) || by[0].Generation != g) {
+				t.Errorf("%v, %s: %v, %v", g, name, by, err)
+			}
+		}
+	}
+}
+
+func testSigner(t *testing.T) *LocalKey {
+	t.Helper()
+	seed := make([]byte, 57)
+	rand.Read(seed)
+	return must(NewLocalKey(&token.PrivateKey{Algorithm: token.Ed448, Seed: seed}))
+}

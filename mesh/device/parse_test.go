@@ -9,6 +9,7 @@ import (
 
 	"github.com/mesh-agent/mesh-agent/internal/strictjson"
 	"github.com/mesh-agent/mesh-agent/mesh"
+	"github.com/mesh-agent/mesh-agent/mesh/jsonb"
 	"github.com/mesh-agent/mesh-agent/token"
 )
 
@@ -318,6 +319,25 @@ func BenchmarkConnect(b *testing.B) {
 	for b.Loop() {
 		if _, err := a.connector().Connect(b.Context(), Grant{Device: d.profile}); err != nil {
 			b.Fatal(err)
+		}
+	}
+}
+
+// TestInsideOnly tells what is for agents alone by its tag, in every form.
+func TestInsideOnly(t *testing.T) {
+	t.Parallel()
+	binary, err := jsonb.Append(nil, jsonb.Object{{Name: "ActivationCommon", Value: jsonb.Object{}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for text, want := range map[string]string{
+		`{"ActivationAccount":{}}`: "ActivationAccount", ` {"ActivationApplicationMail":{"SmimeSign":{}}}`: "ActivationApplicationMail",
+		`{"\u0041ctivationDevice":{}}`: "ActivationDevice", string(binary): "ActivationCommon", `{"ApplicationEntrySsh":{}}`: "ApplicationEntrySsh",
+		`{"CatalogedDevice":{}}`: "", `{"KeyData":{}}`: "", `{"ActivationCommon":{},"a":1}`: "", "ActivationCommon": "", "": "",
+	} {
+		plaintext := []byte(text)
+		if got := InsideOnly(plaintext); got != want || string(plaintext) != text {
+			t.Errorf("%q: %q, want %q; left as %q", text, got, want, plaintext)
 		}
 	}
 }
