@@ -3,11 +3,13 @@ package agent
 import (
 	"bytes"
 	"crypto/rand"
+	"errors"
 	"slices"
 	"strings"
 	"testing"
 
 	"github.com/mesh-agent/mesh-agent/internal/keyring"
+	"github.com/mesh-agent/mesh-agent/internal/policy"
 	"github.com/mesh-agent/mesh-agent/internal/strictjson"
 	"github.com/mesh-agent/mesh-agent/keyshare"
 	"github.com/mesh-agent/mesh-agent/mesh"
@@ -535,6 +537,49 @@ func TestAdministratorKeyHere(t *testing.T) {
 	}
 }
 
+// TestOtherAccount connects a device to two accounts: what the administrator of one signed is not the other's.
+func TestOtherAccount(t *testing.T) {
+	t.Parallel()
+	x, other := limitDevice(t), newTestAccount(t, mesh.G1)
+	approve(t, x.agent, other.Account.Name())
+	if r := activate(t, x.agent, other.connect(t, x.device)); r.Status != mesh.StatusOK {
+		t.Fatalf("activate: %d %s", r.Status, r.StatusDescription)
+	}
+	if got := openWhole(t, x.agent, x.udf, letter(t, mesh.G1, "hello", x.key, other.Administrator)); got.Status != statusForbidden || !strings.HasPrefix(got.Error, "policy:") {
+		t.Errorf("by the administrator of another account: %+v", got)
+	}
+}
+
+// TestLimitChangesWhileWaiting has a key deleted and imported with another limit while an operation waits for its turn.
+func TestLimitChangesWhileWaiting(t *testing.T) {
+	t.Parallel()
+	a := newDeviceAgent(t)
+	scalar, err := keyshare.RandomScalar(keyshare.X448, rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	spec := keyring.ImportSpec{Token: "soft", Use: token.UseDecrypt, Private: &token.PrivateKey{Algorithm: token.X448, Scalar: scalar.Bytes()}}
+	first, _, err := a.ring.Import(t.Context(), nil, spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen := a.ring.Snapshot()
+	r := &request{Agent: a, peer: policy.Peer{UID: a.uid}}
+	if err := r.recheck(seen, first, policy.Decrypt); err != nil {
+		t.Errorf("nothing changed: %v", err)
+	}
+	if _, err := a.ring.Delete(t.Context(), nil, first.Udf); err != nil {
+		t.Fatal(err)
+	}
+	spec.Release = token.ReleasePlaintext
+	if _, _, err := a.ring.Import(t.Context(), nil, spec); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.recheck(seen, first, policy.Decrypt); !errors.Is(err, token.ErrNotFound) {
+		t.Errorf("another limit: %v", err)
+	}
+}
+
 // TestUpdatesKeepTheLimit connects a device anew: its combined key gives out no more than the one before.
 func TestUpdatesKeepTheLimit(t *testing.T) {
 	t.Parallel()
@@ -570,6 +615,9 @@ func TestUpdatesKeepTheLimit(t *testing.T) {
 func TestKnownSigners(t *testing.T) {
 	t.Parallel()
 	x := connectDevice(t)
+	if got := openWhole(t, x.agent, x.udf, letter(t, mesh.G1, "hello", x.key)); got.Status != mesh.StatusOK || got.Signature != "none" {
+		t.Errorf("not signed: %+v", got) // clients can have the seed of this key
+	}
 	got := openWhole(t, x.agent, x.udf, letter(t, mesh.G1, "hello", x.key, x.account.Administrator))
 	if got.Status != mesh.StatusOK || got.Signature != "verified" || !slices.Equal(got.SignedBy, []string{fingerprint(t, x.account.Administrator.Public(), mesh.G1)}) {
 		t.Errorf("connected: %+v", got)

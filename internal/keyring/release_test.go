@@ -93,8 +93,8 @@ func TestReleaseEdited(t *testing.T) {
 // TestReleaseOfSum adds to keys with and without a limit.
 func TestReleaseOfSum(t *testing.T) {
 	t.Parallel()
-	ctx, softDir := t.Context(), t.TempDir()
-	f := newSealingRing(t, openSoft(t, softDir))
+	ctx, softDir, tpm := t.Context(), t.TempDir(), sealingTPM()
+	f := newSealingRing(t, openSoft(t, softDir), tpm)
 	for _, c := range []struct {
 		base         token.Use
 		limit, asked token.Release
@@ -110,17 +110,19 @@ func TestReleaseOfSum(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		e, err := f.AddComposite(ctx, nil, CompositeSpec{
-			Base: base.Udf, Token: "soft", Use: token.UseDecrypt, Release: c.asked,
-			Contribution: &token.PrivateKey{Algorithm: token.P256, Scalar: randomScalar(t, token.P256).Bytes()},
-		})
-		if c.want != nil || err != nil {
-			wantErr(t, "AddComposite", err, c.want)
-			continue
-		}
-		f.restart(t, openSoft(t, softDir))
-		if e = f.find(t, e.Udf); e.Release != c.asked || use(t, e, nil) != nil {
-			t.Errorf("%+v: release %v, use: %v", c, e.Release, use(t, e, nil))
+		for _, home := range []CompositeSpec{{Token: "soft"}, {Token: "tpm", Seal: true, Policy: machine}} {
+			home.Base, home.Use, home.Release = base.Udf, token.UseDecrypt, c.asked
+			home.Contribution = &token.PrivateKey{Algorithm: token.P256, Scalar: randomScalar(t, token.P256).Bytes()}
+			e, err := f.AddComposite(ctx, nil, home)
+			if c.want != nil || err != nil {
+				wantErr(t, "AddComposite", err, c.want)
+				continue
+			}
+			tpm = tpm.Reopen()
+			f.restart(t, openSoft(t, softDir), tpm)
+			if e = f.find(t, e.Udf); e.Release != c.asked || use(t, e, nil) != nil {
+				t.Errorf("%+v in %s: release %v, use: %v", c, home.Token, e.Release, use(t, e, nil))
+			}
 		}
 	}
 }
