@@ -10,7 +10,6 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
-	"sync"
 	"time"
 
 	"github.com/mesh-agent/mesh-agent/internal/rsapad"
@@ -229,9 +228,8 @@ func (k *key) unsupported(req token.SignRequest) error {
 // ecdsaKey is a P256 or P384 key.
 type ecdsaKey struct {
 	key
-	curve keyshare.Curve
-	// verifier computes its tables when it is used first: keys are opened that are not used.
-	verifier func() (*keyshare.ECDSAVerifier, error)
+	curve    keyshare.Curve
+	verifier *keyshare.ECDSAVerifier
 }
 
 func newECDSAKey(k key) (token.Key, error) {
@@ -243,7 +241,11 @@ func newECDSAKey(k key) (token.Key, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &ecdsaKey{k, curve, sync.OnceValues(func() (*keyshare.ECDSAVerifier, error) { return keyshare.NewECDSAVerifier(point) })}, nil
+	verifier, err := keyshare.NewECDSAVerifier(point)
+	if err != nil {
+		return nil, err
+	}
+	return &ecdsaKey{k, curve, verifier}, nil
 }
 
 // Sign makes an ECDSA signature over a digest computed here, and verifies it before it is
@@ -265,8 +267,7 @@ func (k *ecdsaKey) verify(digest, signature []byte) bool {
 	if err != nil || len(rest) != 0 || value.R.Sign() <= 0 || value.S.Sign() <= 0 {
 		return false
 	}
-	v, err := k.verifier()
-	return err == nil && v.Verify(digest, value.R.Bytes(), value.S.Bytes())
+	return k.verifier.Verify(digest, value.R.Bytes(), value.S.Bytes())
 }
 
 // fit makes a digest as long as the order: leftmost octets of a longer one (FIPS 186-5, 6.4.1),
