@@ -228,17 +228,21 @@ func splitSeed(seed *mesh.Seed, n, threshold int) ([]string, error) {
 
 // makeProfileUser has the root key, which exists only meanwhile, sign the profile.
 func makeProfileUser(ctx context.Context, seed *mesh.Seed, spec device.AccountSpec) (*device.ProfileUser, error) {
-	private, err := device.AccountKey(seed, device.Profiling, "", spec.Generation)
-	if err != nil {
-		return nil, err
-	}
-	defer private.Wipe()
-	root, err := mesh.NewLocalKey(private)
+	root, err := rootKey(device.AccountKey(seed, device.Profiling, "", spec.Generation))
 	if err != nil {
 		return nil, err
 	}
 	defer root.Wipe()
 	return device.NewProfileUser(ctx, root, spec)
+}
+
+// rootKey makes a derived key, which it wipes, one that signs here. The caller wipes the result.
+func rootKey(private *token.PrivateKey, err error) (*mesh.LocalKey, error) {
+	if err != nil {
+		return nil, err
+	}
+	defer private.Wipe()
+	return mesh.NewLocalKey(private)
 }
 
 // adoptAccount makes the keys of an account from its seed, and keeps the seed, encrypted to a

@@ -370,12 +370,7 @@ func (b *birth) base(ctx context.Context, o device.Operation) (token.PublicKey, 
 
 // sign makes the profile. The root key is derived, signs once and is forgotten.
 func (b *birth) sign(ctx context.Context, spec device.DeviceSpec) (*device.ProfileDevice, error) {
-	private, err := device.DeviceKey(b.seed, device.Profiling, "", b.generation)
-	if err != nil {
-		return nil, err
-	}
-	defer private.Wipe()
-	root, err := mesh.NewLocalKey(private)
+	root, err := rootKey(device.DeviceKey(b.seed, device.Profiling, "", b.generation))
 	if err != nil {
 		return nil, err
 	}
