@@ -473,7 +473,7 @@ func TestShortRSA(t *testing.T) {
 }
 
 // decryptShort opens ciphertexts that have fewer octets than the algorithm says. What stands in for a
-// plaintext is the synthetic message that is keyed by the private exponent.
+// plaintext is keyed by the private exponent.
 func decryptShort(t *testing.T, key token.Decrypter, private *rsa.PrivateKey) {
 	t.Helper()
 	//lint:ignore SA1019 it is what is tested

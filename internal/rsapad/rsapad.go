@@ -105,9 +105,11 @@ func Unpad(req token.DecryptRequest, block []byte) ([]byte, error) {
 	return out, nil
 }
 
-// Fallback returns what stands in for a plaintext of length octets that is padded wrong. It is the synthetic
-// message of draft-irtf-cfrg-rsa-guidance, Section 7: always the same for a key and a ciphertext, so that
-// asking again does not tell it from a plaintext. In software, secret is SHA-256 of the
+// Fallback returns what stands in for a plaintext of length octets that is padded wrong: the output of that length of the
+// function IRPRF of draft-irtf-cfrg-rsa-guidance, Section 7, for the label "message". It is always the same for a key, a
+// ciphertext and a length, so that asking again does not tell it from a plaintext; and for another length it is
+// another one altogether, not a part of the same as in the draft, where nobody chooses the length: else the length for which the answer does
+// not fit to the others would be the right one. In software, secret is SHA-256 of the
 // private exponent in as many octets as the ciphertext has.
 func Fallback(secret [32]byte, ciphertext []byte, length int) []byte {
 	mac := hmac.New(sha256.New, secret[:])
@@ -115,17 +117,15 @@ func Fallback(secret [32]byte, ciphertext []byte, length int) []byte {
 	kdk := mac.Sum(nil)
 	defer clear(kdk)
 
-	size := len(ciphertext)
-	out := make([]byte, 0, size+sha256.Size)
-	defer func() { clear(out[:size-length]) }() // what is before the message
-	for i := uint16(0); len(out) < size; i++ {
+	out := make([]byte, 0, length+sha256.Size)
+	for i := uint16(0); len(out) < length; i++ {
 		mac := hmac.New(sha256.New, kdk)
 		mac.Write(binary.BigEndian.AppendUint16(nil, i))
 		mac.Write([]byte("message"))
-		mac.Write(binary.BigEndian.AppendUint16(nil, uint16(8*size)))
+		mac.Write(binary.BigEndian.AppendUint16(nil, uint16(8*length)))
 		out = mac.Sum(out)
 	}
-	return out[size-length : size : size]
+	return out[:length:length]
 }
 
 // unpadPKCS1v15 is EME-PKCS1-v1_5 decoding (RFC 8017, Section 7.2.2, step 3) where the length
