@@ -98,25 +98,56 @@ func TestCorrupt(t *testing.T) {
 func TestCrashAndHang(t *testing.T) {
 	t.Parallel()
 	fake, other := hsmtest.NewFake(t), hsmtest.SoftHSM(t)
-	m := newTestModule(t, fake.Setup, func(o *ModuleOptions) { o.Timeout, o.Stderr = 2*time.Second, nil })
+	m := newTestModule(t, fake.Setup, func(o *ModuleOptions) { o.Stderr = nil })
 	k := signKeyFor(t, openUnlocked(t, m, fake.Setup), token.P256)
 	untouched := newTestModule(t, other)
 	k2 := signKeyFor(t, openUnlocked(t, untouched, other), token.P256)
-	before := untouched.child.cmd.Process.Pid
-	for command, want := range map[string]error{"segfault": ErrCrashed, "hang": ErrHangs} {
-		fake.Do(t, "SignInit", command)
-		wantSign(t, command, k, want)
-		wantSign(t, command, k2, nil)
+	before := untouched.running().cmd.Process.Pid
+	back := func(what string) {
+		t.Helper()
 		fake.Heal(t, "SignInit")
-		back := hsmtest.StartLoad(t, 1, func(err error) bool { return errors.Is(err, token.ErrAbsent) },
+		l := hsmtest.StartLoad(t, 1, func(err error) bool { return errors.Is(err, token.ErrAbsent) },
 			func(int) error { return signOnce(context.Background(), k, token.Auth{}) })
-		back.AwaitRight("after "+command, 1)
-		back.Stop()
-		wantSign(t, "after "+command, k, nil)
+		l.AwaitRight("after "+what, 1)
+		l.Stop()
 	}
-	if untouched.child.cmd.Process.Pid != before {
+
+	fake.Do(t, "SignInit", "segfault")
+	wantSign(t, "segfault", k, ErrCrashed)
+	wantSign(t, "beside a segfault", k2, nil)
+	back("a segfault")
+
+	await, _ := fake.Hold(t, "SignInit")
+	hangs := make(chan error)
+	go func() { hangs <- signOnce(t.Context(), k, token.Auth{}) }()
+	await()
+	wantSign(t, "beside a call that hangs", k2, nil)
+	m.running().timeOver()
+	if err := <-hangs; !errors.Is(err, ErrHangs) {
+		t.Errorf("hang: %v, want ErrHangs", err)
+	}
+	back("a hang")
+
+	if untouched.running().cmd.Process.Pid != before {
 		t.Error("the other module's process was replaced")
 	}
+}
+
+// running returns the process of the module, which is there.
+func (m *Module) running() *child {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.child
+}
+
+// timeOver has the clock find that the time of every call is over.
+func (c *child) timeOver() {
+	c.mu.Lock()
+	for _, p := range c.pending {
+		p.deadline = time.Now()
+	}
+	c.mu.Unlock()
+	c.tick()
 }
 
 // babble is a helper that loads its module well and then answers every call with nonsense.
@@ -160,13 +191,19 @@ func TestNonsense(t *testing.T) {
 	}
 }
 
-// A module that hangs when it is loaded does not hold up who opens its token, which is found when the module
-// was ended for it.
+// A module that hangs when it is loaded is ended when its time is over, and does not hold up who opens its
+// token, which is found once the module loads.
 func TestHangAtStart(t *testing.T) {
 	t.Parallel()
 	fake := hsmtest.NewFake(t)
+	m := newTestModule(t, fake.Setup, func(o *ModuleOptions) { o.Timeout = 50 * time.Millisecond })
 	fake.Do(t, "Initialize", "hang")
-	m := newTestModule(t, fake.Setup, func(o *ModuleOptions) { o.Timeout = time.Second })
+	if _, err := m.ensure(t.Context()); !errors.Is(err, ErrNotLoaded) || !errors.Is(err, ErrHangs) {
+		t.Errorf("load: %v, want ErrNotLoaded and ErrHangs", err)
+	}
+
+	m.options.Timeout = time.Minute // which is enough to load it
+	await, release := fake.Hold(t, "Initialize")
 	tok, err := Open(t.Context(), Options{Module: m, URI: URI{Token: fake.Label}, Wait: 50 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
@@ -175,22 +212,37 @@ func TestHangAtStart(t *testing.T) {
 	if state := tok.Info().State; state != token.StateAbsent {
 		t.Errorf("state is %q, want absent", state)
 	}
-	fake.Heal(t, "Initialize")
-	back := hsmtest.StartLoad(t, 1, func(err error) bool { return errors.Is(err, token.ErrAbsent) },
-		func(int) error { return tok.Unlock(context.Background(), []byte(hsmtest.PIN)) })
-	back.AwaitRight("unlock", 1)
-	back.Stop()
+	await()
+	release()
+	awaitState(t, tok, token.StateLocked)
+	if err := tok.Unlock(t.Context(), []byte(hsmtest.PIN)); err != nil {
+		t.Error(err)
+	}
 }
 
-// childPID returns the process of the module, which is running.
-func (m *Module) childPID() int {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.child.cmd.Process.Pid
+// A helper that ends again and again is put off a little longer each time, and never for long.
+func TestBackOff(t *testing.T) {
+	t.Parallel()
+	var m Module
+	ended := time.Now()
+	m.backOff(ended)
+	if !m.notBefore.IsZero() {
+		t.Errorf("the first one waits until %v", m.notBefore)
+	}
+	for n, want := range []time.Duration{50, 100, 200, 400, 500, 500} {
+		m.backOff(ended)
+		if got := m.notBefore.Sub(ended); got != want*time.Millisecond {
+			t.Errorf("start %d waits %v, want %v", n+2, got, want*time.Millisecond)
+		}
+	}
+	m.failures = 1 << 40
+	if m.backOff(ended); m.notBefore.Sub(ended) != longestBackOff {
+		t.Errorf("after very many it waits %v", m.notBefore.Sub(ended))
+	}
 }
 
 // Under a load of eight, the process is killed, and the module crashes: every request is
-// answered, no signature is wrong, and the service is back within two seconds. The same through an agent's
+// answered, no signature is wrong, and the service is back. The same through an agent's
 // socket is a test of cmd/mesh-agent.
 func TestKillUnderLoad(t *testing.T) {
 	t.Parallel()
@@ -199,16 +251,16 @@ func TestKillUnderLoad(t *testing.T) {
 	k := signKeyFor(t, openUnlocked(t, m, fake.Setup), token.P256)
 	absent := func(err error) bool { return errors.Is(err, token.ErrAbsent) }
 	l := hsmtest.StartLoad(t, 8, absent, func(int) error {
-		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
 		return signOnce(ctx, k, token.Auth{})
 	})
 	l.AwaitRight("first", 20)
 	for range 5 {
-		killed := m.childPID()
+		killed := m.running().cmd.Process.Pid
 		syscall.Kill(killed, syscall.SIGKILL)
 		l.AwaitRight("after it was killed", 20) // of which eight may have been done before
-		if m.childPID() == killed {
+		if m.running().cmd.Process.Pid == killed {
 			t.Error("signatures without a new process")
 		}
 	}

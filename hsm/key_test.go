@@ -447,7 +447,7 @@ func awaitState(t *testing.T, tok *Token, want token.State) {
 	t.Helper()
 	ticker := time.NewTicker(10 * time.Millisecond)
 	defer ticker.Stop()
-	for deadline := time.Now().Add(30 * time.Second); tok.Info().State != want; <-ticker.C {
+	for deadline := time.Now().Add(time.Minute); tok.Info().State != want; <-ticker.C {
 		if time.Now().After(deadline) {
 			t.Fatalf("state is %q, want %q", tok.Info().State, want)
 		}

@@ -118,8 +118,8 @@ func dialAgent(t *testing.T, socket string) *client.Client {
 }
 
 // Eight connections sign while the module's process is killed, and while the module crashes:
-// every request gets an answer, a right signature or that the token is absent; service is back within
-// two seconds (which hsmtest.Load holds), and the agent goes on as the process that it was.
+// every request gets an answer, a right signature or that the token is absent; service is back, and
+// the agent goes on as the process that it was.
 func TestModuleDiesUnderLoad(t *testing.T) {
 	t.Parallel()
 	fake := hsmtest.NewFake(t)

@@ -41,14 +41,17 @@ func StartLoad(tb testing.TB, n int, permitted func(error) bool, f func(worker i
 	return l
 }
 
-// AwaitRight waits for n more operations that succeed. They take two seconds at most.
+// patience is how long a test waits for what must come, so that it does not hang if that never does.
+const patience = time.Minute
+
+// AwaitRight waits for n more operations that succeed.
 func (l *Load) AwaitRight(what string, n int) {
 	l.tb.Helper()
 	want := l.Right + n
 	l.await(what, func() bool { return l.Right >= want })
 }
 
-// AwaitFailed waits for an operation that fails. It takes two seconds at most.
+// AwaitFailed waits for an operation that fails.
 func (l *Load) AwaitFailed(what string) {
 	l.tb.Helper()
 	before := l.Failed
@@ -57,7 +60,7 @@ func (l *Load) AwaitFailed(what string) {
 
 func (l *Load) await(what string, done func() bool) {
 	l.tb.Helper()
-	timer := time.NewTimer(2 * time.Second)
+	timer := time.NewTimer(patience)
 	defer timer.Stop()
 	for !done() {
 		select {
@@ -68,7 +71,7 @@ func (l *Load) await(what string, done func() bool) {
 				l.Failed++
 			}
 		case <-timer.C:
-			l.tb.Fatalf("%s: not within two seconds; %d operations succeeded, %d failed", what, l.Right, l.Failed)
+			l.tb.Fatalf("%s: not within %v; %d operations succeeded, %d failed", what, patience, l.Right, l.Failed)
 		}
 	}
 }
