@@ -70,7 +70,7 @@ func (c *connection) use(ctx context.Context, run func(*device) error) error {
 	defer end()
 	defer context.AfterFunc(ctx, func() { time.AfterFunc(abandonAfter, end) })()
 	err := c.serve(life, run)
-	if err != nil && life.Err() != nil && ctx.Err() != nil {
+	if err != nil && life.Err() != nil && ctx.Err() != nil && !errors.Is(err, token.ErrAuthWrong) {
 		return ctx.Err()
 	}
 	return err // what the TPM said counts, even if nobody waits for it any more: it may be about a PIN

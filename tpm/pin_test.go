@@ -399,3 +399,22 @@ func TestPINAbandoned(t *testing.T) {
 	}
 	unlock(t, tok, testPIN())
 }
+
+// TestPINAbandonedSilent is the same with a TPM that answers nothing after that, so that the connection is given up.
+func TestPINAbandonedSilent(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithCancel(t.Context())
+	var tok *Token
+	tok = open(t, Options{dial: tampered(t, tpmtest.Start(t).Device(), tpm2.TPMCCUnseal, func(response []byte) {
+		if !busy(response) { // as it is when it must first write down that it is in use
+			cancel()
+			tok.interrupt()
+		}
+	})})
+	setPIN(t, tok, nil, testPIN())
+	tok.Lock(t.Context())
+	wantTries(t, "Unlock by a caller that goes away", tok.Unlock(ctx, []byte("wrong PIN")), token.TriesUnknown)
+	if err := tok.Unlock(t.Context(), []byte("wrong PIN")); !errors.Is(err, token.ErrRefused) {
+		t.Errorf("the same PIN again: %v, want ErrRefused", err)
+	}
+}
