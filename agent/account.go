@@ -428,53 +428,15 @@ func (r *request) makeEscrowKey(ctx context.Context, m *maker, seed *mesh.Seed, 
 // escrowName is the member of an account's profile that has the escrow key.
 const escrowName = "EscrowEncryption"
 
+// describeAccount leaves out devices and applications, of which there may be many.
 func (r *request) describeAccount(a *devicestate.Account) *mesh.AccountInfo {
-	info := &mesh.AccountInfo{
+	return &mesh.AccountInfo{
 		AccountName: mesh.AccountName{Udf: a.Udf, Address: a.Address}, Generation: a.Generation, Profile: a.Profile, Keys: r.namedKeys(a.Keys),
 	}
-	for i := range a.Devices {
-		info.Devices = append(info.Devices, describeConnected(&a.Devices[i]))
-	}
-	return info
 }
 
 func describeConnected(d *devicestate.Connected) mesh.AccountDevice {
 	return mesh.AccountDevice{Udf: d.Udf, Roles: d.Roles, Revoked: d.Revoked}
-}
-
-// accountList answers AccountListRequest.
-func (r *request) accountList(ctx context.Context, req mesh.AccountListRequest) (any, error) {
-	response := mesh.AccountListResponse{Reply: accepted}
-	if req.Account == "" && req.Device == "" {
-		all, err := r.config.Device.Accounts()
-		if err != nil {
-			return nil, err
-		}
-		for _, a := range all {
-			response.Accounts = append(response.Accounts, *r.describeAccount(a))
-		}
-		return response, nil
-	}
-	a, err := r.account(req.Account)
-	if err != nil {
-		return nil, err
-	}
-	info := r.describeAccount(a.Account)
-	if req.Device == "" {
-		for _, x := range a.Applications {
-			info.Applications = append(info.Applications, x.Catalog)
-		}
-	} else {
-		_, d, err := r.connected(req.Account, req.Device)
-		if err != nil {
-			return nil, err
-		}
-		made := describeConnected(d)
-		made.Encryption, made.Entry = d.Encryption, d.Entry
-		info.Devices = []mesh.AccountDevice{made}
-	}
-	response.Accounts = []mesh.AccountInfo{*info}
-	return response, nil
 }
 
 // accountEscrow answers AccountEscrowRequest.

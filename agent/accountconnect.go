@@ -113,6 +113,14 @@ func (r *request) accountConnect(ctx context.Context, req mesh.AccountConnectReq
 	if err := rights(req).Check(a.profile.Generation); err != nil {
 		return nil, malformed("Stores", "%v", err)
 	}
+	if !req.NoApplications {
+		if err := keepGrants(&req.ApplicationGrants, a, ask.Profile.Name()); err != nil {
+			return nil, err
+		}
+	}
+	if err := checkRoom(nil, req.ApplicationGrants); err != nil {
+		return nil, err
+	}
 	if err := r.approve(ctx, a, ask, req); err != nil {
 		return nil, err
 	}
@@ -124,7 +132,7 @@ func (r *request) accountConnect(ctx context.Context, req mesh.AccountConnectReq
 	if err != nil {
 		return nil, err
 	}
-	if err := checkEntry(response, text); err != nil {
+	if err := checkAnswer(response); err != nil {
 		return nil, err
 	}
 	encryption, err := encryptionKey(entry, a)
@@ -137,7 +145,20 @@ func (r *request) accountConnect(ctx context.Context, req mesh.AccountConnectReq
 	if err := r.putAccount(ctx, a.Account); err != nil {
 		return nil, err
 	}
-	return mesh.AccountConnectResponse{Reply: accepted, Response: response, CatalogedDevice: text}, nil
+	return connectReply(a, entry, response, text), nil
+}
+
+// connectReply is what the administrator is told: the answer, and the entry with it if both fit into a frame.
+func connectReply(a *administered, entry *device.CatalogedDevice, answer, text strictjson.Value) mesh.AccountConnectResponse {
+	const rest = 16 << 10 // tags, and the names of maxApplications
+	out := mesh.AccountConnectResponse{Reply: accepted, Response: answer, Account: a.Udf, Device: entry.DeviceUdf}
+	if len(answer)+len(text) <= maxReply-rest {
+		out.CatalogedDevice = text
+	}
+	for _, x := range entry.Applications {
+		out.Applications = append(out.Applications, x.Identifier)
+	}
+	return out
 }
 
 // checkRoles bounds what goes into a connection.
@@ -163,8 +184,8 @@ func encryptionKey(entry *device.CatalogedDevice, a *administered) (strictjson.V
 }
 
 // approve wants to know that the request is that of the device which the administrator means:
-// by the device's name or the witness, all that is given of them, or else by a PIN, which is then
-// used up.
+// by the device's name or the witness, all that is given of them, or else by a PIN, which the account
+// has no more then.
 func (r *request) approve(ctx context.Context, a *administered, ask *device.RequestConnection, req mesh.AccountConnectRequest) error {
 	if req.Device != "" {
 		name, err := checkName("Device", req.Device)
@@ -189,8 +210,9 @@ func (r *request) approve(ctx context.Context, a *administered, ask *device.Requ
 	return r.redeem(ctx, a, ask)
 }
 
-// redeem checks a request's proof of a PIN. A PIN is used up by the first attempt with its
-// name, right or wrong.
+// redeem checks a request's proof of a PIN. A wrong one uses the PIN up at once. A right one does so with the
+// connection: the account without the PIN is for the caller to write, so that a request which cannot be
+// answered for another reason may come again.
 func (r *request) redeem(ctx context.Context, a *administered, ask *device.RequestConnection) error {
 	i := slices.IndexFunc(a.PINs, func(p devicestate.PIN) bool { return p.ID == ask.PinID && time.Now().Before(p.Expires) })
 	if i < 0 {
@@ -203,16 +225,14 @@ func (r *request) redeem(ctx context.Context, a *administered, ask *device.Reque
 	}
 	defer clear(pin)
 	a.PINs = slices.Delete(a.PINs, i, i+1)
+	err = ask.CheckPIN(string(pin), a.Address)
+	if !errors.Is(err, device.ErrPIN) {
+		return err
+	}
 	if err := r.putAccount(ctx, a.Account); err != nil {
 		return err
 	}
-	if err := ask.CheckPIN(string(pin), a.Address); err != nil {
-		if errors.Is(err, device.ErrPIN) {
-			return &failure{statusForbidden, "policy: the request does not prove the PIN"}
-		}
-		return err
-	}
-	return nil
+	return &failure{statusForbidden, "policy: the request does not prove the PIN"}
 }
 
 // sameWitness compares what a person read with a witness, in any case, with or without dashes.

@@ -4,8 +4,17 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/mesh-agent/mesh-agent/internal/devicestate"
+	"github.com/mesh-agent/mesh-agent/internal/strictjson"
 	"github.com/mesh-agent/mesh-agent/mesh"
 )
+
+func addresses(n int) (out []string) {
+	for i := range n {
+		out = append(out, numbered(i))
+	}
+	return out
+}
 
 // TestConnectKeepsPIN refuses what cannot be connected, or granted, before the PIN is used up.
 func TestConnectKeepsPIN(t *testing.T) {
@@ -21,6 +30,7 @@ func TestConnectKeepsPIN(t *testing.T) {
 		ask(t, a, mesh.TagDeviceConnectRequest, mesh.DeviceConnectRequest{Account: "alice@example.com", PIN: pin.PIN}, mesh.TagDeviceConnectResponse, &r)
 		return r.Request
 	}
+	x := &granting{admin: admin}
 	g1, g2 := request(laptop, "g1"), request(phone, "g2")
 	for _, c := range []struct {
 		req  mesh.AccountConnectRequest
@@ -28,11 +38,21 @@ func TestConnectKeepsPIN(t *testing.T) {
 	}{
 		{mesh.AccountConnectRequest{Request: g2}, "Request: the device is of generation g2, the account of g1"},
 		{mesh.AccountConnectRequest{Request: g1, Stores: []string{"MMM_Contact", "Contact"}}, `Stores: no store "Contact", there are MMM_Contact, `},
+		{mesh.AccountConnectRequest{Request: g1, ApplicationGrants: mesh.ApplicationGrants{GrantMail: addresses(60)}}, "Device: its entry would not fit into a frame"},
+		{mesh.AccountConnectRequest{Request: g1, Account: "forgetful"}, "Account: its seed was forgotten here"},
 		{mesh.AccountConnectRequest{Request: g1, Stores: []string{"MMM_Device"}}, ""},
 		{mesh.AccountConnectRequest{Request: g1}, "Request: it was answered already"},
 	} {
+		var seed strictjson.Value
+		if c.req.Account == "forgetful" {
+			c.req.Account = ""
+			x.changeAccount(t, func(a *devicestate.Account) { seed, a.Seed = a.Seed, nil })
+		}
 		var r mesh.AccountConnectResponse
 		ask(t, admin, mesh.TagAccountConnectRequest, c.req, mesh.TagAccountConnectResponse, &r)
+		if seed != nil {
+			x.changeAccount(t, func(a *devicestate.Account) { a.Seed = seed })
+		}
 		if good := c.want == ""; good != (r.Status == mesh.StatusOK) || !good && !strings.HasPrefix(r.StatusDescription, c.want) {
 			t.Errorf("stores %v: %d %s, want %q", c.req.Stores, r.Status, r.StatusDescription, c.want)
 		}

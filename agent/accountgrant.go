@@ -4,7 +4,9 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/rsa"
+	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/mesh-agent/mesh-agent/internal/devicestate"
@@ -17,9 +19,15 @@ import (
 // applicationBits is the size of the keys of applications, that of all published ones.
 const applicationBits = 2048
 
-// maxCatalog is the room for the entries of an account's applications in a reply that has its keys and
-// devices, too.
-const maxCatalog = maxReply / 2
+// maxAnswer is the size of an answer that a device gets. The rest of a frame is for the entries of the account's
+// applications by which it confirms the keys, without those that are escrowed.
+const maxAnswer = maxReply / 8 * 7
+
+// About what the activation of an application takes in a device's entry. The answer is the base64url of the entry.
+const (
+	sizeSSH  = 4 << 10
+	sizeMail = 12 << 10
+)
 
 // accountGrant answers AccountGrantRequest.
 func (r *request) accountGrant(ctx context.Context, req mesh.AccountGrantRequest) (any, error) {
@@ -36,23 +44,32 @@ func (r *request) accountGrant(ctx context.Context, req mesh.AccountGrantRequest
 	if d.Revoked {
 		return nil, &failure{statusState, "Device: it was revoked"}
 	}
+	old, err := device.ParseCatalogedDevice(d.Entry)
+	if err != nil {
+		return nil, err
+	}
+	if err := checkRoom(old, req.ApplicationGrants); err != nil {
+		return nil, err
+	}
 	grants, err := r.applications(ctx, a, req.ApplicationGrants)
 	if err != nil {
 		return nil, err
 	}
 	defer wipeGrants(grants)
-	entry, answer, err := r.grantTo(ctx, a, d, grants)
+	entry, answer, err := r.grantTo(ctx, a, old, grants)
 	if err == nil {
-		err = checkEntry(answer, entry)
+		err = checkAnswer(answer)
 	}
 	if err != nil {
 		return nil, err
 	}
-	d.Entry = entry
+	if d.Entry, err = entry.Marshal(); err != nil {
+		return nil, err
+	}
 	if err := r.putAccount(ctx, a.Account); err != nil {
 		return nil, err
 	}
-	return mesh.AccountConnectResponse{Reply: accepted, Response: answer, CatalogedDevice: entry}, nil
+	return connectReply(a, entry, answer, d.Entry), nil
 }
 
 func checkGrants(want mesh.ApplicationGrants) error {
@@ -67,31 +84,72 @@ func checkGrants(want mesh.ApplicationGrants) error {
 	return nil
 }
 
-// checkEntry looks, before the device's entry is kept, whether it and the answer fit into a frame.
-func checkEntry(answer, entry []byte) error {
-	if len(answer)+len(entry) > maxReply-1024 {
-		return &failure{statusState, "Device: its entry would not fit into a frame; grant it fewer applications"}
+// keepGrants adds to what is wanted the applications that a device has which is connected again.
+func keepGrants(want *mesh.ApplicationGrants, a *administered, name string) error {
+	i := slices.IndexFunc(a.Devices, func(d devicestate.Connected) bool { return d.Udf == name && !d.Revoked })
+	if i < 0 {
+		return nil
+	}
+	old, err := device.ParseCatalogedDevice(a.Devices[i].Entry)
+	if err != nil {
+		return err
+	}
+	for _, x := range old.Applications {
+		address, mail := strings.CutPrefix(x.Identifier, device.MailIdentifier(""))
+		switch {
+		case !slices.ContainsFunc(a.Applications, func(has devicestate.Application) bool { return has.Identifier == x.Identifier }):
+		case !mail:
+			want.GrantSsh = true
+		case !slices.Contains(want.GrantMail, address):
+			want.GrantMail = append(want.GrantMail, address)
+		}
+	}
+	return nil
+}
+
+var errNoRoom = &failure{statusState, fmt.Sprintf("Device: its entry would not fit into a frame, which holds the keys of about %d mail addresses; grant it fewer applications", maxAnswer/4*3/sizeMail)}
+
+// checkRoom estimates, before any key is made, whether an entry has room for more applications.
+func checkRoom(old *device.CatalogedDevice, want mesh.ApplicationGrants) error {
+	sizes := map[string]int{}
+	if old != nil {
+		for _, x := range old.Applications {
+			sizes[x.Identifier] = len(x.Envelope.Body) / 3 * 4
+		}
+	}
+	for _, address := range want.GrantMail {
+		sizes[device.MailIdentifier(address)] = sizeMail
+	}
+	if want.GrantSsh {
+		sizes[device.KindSSH] = sizeSSH
+	}
+	total := 0
+	for _, n := range sizes {
+		total += n
+	}
+	if len(sizes) > maxApplications || total > maxAnswer/4*3 {
+		return errNoRoom
+	}
+	return nil
+}
+
+// checkAnswer looks, before a device's entry is kept, whether the device can be given the answer.
+func checkAnswer(answer []byte) error {
+	if len(answer) > maxAnswer {
+		return errNoRoom
 	}
 	return nil
 }
 
 // grantTo makes a device's entry with more applications, and the answer that holds it. The answer is
 // to no request; it is encrypted to the device's base key, which opens it in no program but the agent.
-func (r *request) grantTo(ctx context.Context, a *administered, d *devicestate.Connected, grants []device.ApplicationGrant) (entry, answer strictjson.Value, err error) {
-	old, err := device.ParseCatalogedDevice(d.Entry)
-	if err != nil {
-		return nil, nil, err
-	}
+func (r *request) grantTo(ctx context.Context, a *administered, old *device.CatalogedDevice, grants []device.ApplicationGrant) (next *device.CatalogedDevice, answer strictjson.Value, err error) {
 	c, err := r.connector(a)
 	if err != nil {
 		return nil, nil, err
 	}
-	next, err := c.GrantApplications(ctx, old, grants)
-	if err != nil {
+	if next, err = c.GrantApplications(ctx, old, grants); err != nil {
 		return nil, nil, err
-	}
-	if len(next.Applications) > maxApplications {
-		return nil, nil, &failure{statusState, "Device: it has as many applications as it takes"}
 	}
 	profile, err := device.ParseProfileDevice(next.ProfileDevice, time.Now())
 	if err != nil {
@@ -105,11 +163,8 @@ func (r *request) grantTo(ctx context.Context, a *administered, d *devicestate.C
 	if err != nil {
 		return nil, nil, err
 	}
-	if answer, err = e.Marshal(); err != nil {
-		return nil, nil, err
-	}
-	entry, err = next.Marshal()
-	return entry, answer, err
+	answer, err = e.Marshal()
+	return next, answer, err
 }
 
 // applications returns activations of applications that checkGrants found good, and makes those that the
@@ -174,6 +229,9 @@ func (r *request) makeApplication(a *administered, kind, address string) (*devic
 }
 
 func (r *request) addApplication(a *administered, g *device.ApplicationGrant, address string) (err error) {
+	if len(a.Applications) >= maxApplications {
+		return &failure{statusState, fmt.Sprintf("Account: it has %d applications, which is as many as devices take entries of", maxApplications)}
+	}
 	var catalog []byte
 	if g.Kind == device.KindSSH {
 		g.Identifier, catalog, err = sshApplication(a, g.Keys)
@@ -183,13 +241,6 @@ func (r *request) addApplication(a *administered, g *device.ApplicationGrant, ad
 	}
 	if err != nil {
 		return err
-	}
-	size := len(catalog)
-	for _, x := range a.Applications {
-		size += len(x.Catalog)
-	}
-	if size > maxCatalog {
-		return &failure{statusState, "Account: it has as many applications as can be listed in a frame"}
 	}
 	text, err := g.Marshal()
 	if err != nil {

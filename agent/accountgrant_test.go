@@ -146,53 +146,246 @@ func TestGrantedKeysAreShared(t *testing.T) {
 	}
 }
 
-// TestGrantsFitIntoAFrame grants until an entry, or the catalog, is too large. What was refused is not kept.
-func TestGrantsFitIntoAFrame(t *testing.T) {
-	t.Parallel()
-	x := newGranting(t, "g1")
-	address := func(i int) string { return fmt.Sprintf("a%d@example.com", i) }
-	x.grant(t, mesh.ApplicationGrants{GrantMail: []string{address(0)}})
+// grantMail grants the keys of one address, whatever the answer is.
+func (x *granting) grantMail(t *testing.T, address string) (r mesh.AccountConnectResponse) {
+	t.Helper()
+	ask(t, x.admin, mesh.TagAccountGrantRequest, mesh.AccountGrantRequest{
+		Device: x.udf, ApplicationGrants: mesh.ApplicationGrants{GrantMail: []string{address}},
+	}, mesh.TagAccountGrantResponse, &r)
+	return r
+}
+
+// changeAccount changes the account's record behind the agent's back.
+func (x *granting) changeAccount(t *testing.T, edit func(*devicestate.Account)) {
+	t.Helper()
 	accounts, err := x.admin.config.Device.Accounts()
 	if err != nil {
 		t.Fatal(err)
 	}
-	account := accounts[0]
-	for i := range 14 { // the same keys under other names, since it takes long to make some
-		more := account.Applications[0]
-		more.Identifier = device.MailIdentifier(address(i + 1))
-		account.Applications = append(account.Applications, more)
-	}
-	change, err := x.admin.config.Device.PutAccount(account)
+	edit(accounts[0])
+	change, err := x.admin.config.Device.PutAccount(accounts[0])
 	if err == nil {
 		err = change.Do()
 	}
 	if err != nil {
 		t.Fatal(err)
 	}
-	ask1 := func(i int) (r mesh.AccountConnectResponse) {
-		ask(t, x.admin, mesh.TagAccountGrantRequest, mesh.AccountGrantRequest{
-			Device: x.udf, ApplicationGrants: mesh.ApplicationGrants{GrantMail: []string{address(i)}},
-		}, mesh.TagAccountGrantResponse, &r)
-		return r
+}
+
+func numbered(i int) string { return fmt.Sprintf("a%d@example.com", i) }
+
+// withAddresses is newGranting with an account that has many mail addresses: the same keys under several names, since
+// it takes long to make some.
+func withAddresses(t *testing.T, n int) *granting {
+	t.Helper()
+	x := newGranting(t, "g1")
+	x.grant(t, mesh.ApplicationGrants{GrantMail: []string{numbered(0)}})
+	x.changeAccount(t, func(a *devicestate.Account) {
+		for i := 1; i < n; i++ {
+			more := a.Applications[0]
+			more.Identifier = device.MailIdentifier(numbered(i))
+			a.Applications = append(a.Applications, more)
+		}
+	})
+	return x
+}
+
+// withoutEscrow is an entry of the catalog as the command line sends it.
+func withoutEscrow(t *testing.T, entry strictjson.Value) strictjson.Value {
+	t.Helper()
+	var tagged map[string]map[string]strictjson.Value
+	if err := strictjson.Unmarshal(entry, &tagged); err != nil {
+		t.Fatal(err)
 	}
+	for _, members := range tagged {
+		delete(members, "EnvelopedEscrow")
+	}
+	out, err := strictjson.Marshal(tagged)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// TestGrantsFitIntoAFrame grants until an answer is too large. What was refused is not kept, and no key was made for it; what
+// was granted reaches the device, with the entries by which it confirms the keys.
+func TestGrantsFitIntoAFrame(t *testing.T) {
+	t.Parallel()
+	x := withAddresses(t, 20)
+	var last, r mesh.AccountConnectResponse
 	granted := 0
-	var r mesh.AccountConnectResponse
-	for ; granted < 15; granted++ {
-		if r = ask1(granted); r.Status != mesh.StatusOK {
+	for ; granted < 20; granted++ {
+		if r = x.grantMail(t, numbered(granted)); r.Status != mesh.StatusOK {
+			break
+		}
+		last = r
+	}
+	if granted < 13 || r.Status != statusState || !strings.Contains(r.StatusDescription, "about 13 mail addresses") {
+		t.Fatalf("after %d: %d %s", granted, r.Status, r.StatusDescription)
+	}
+	if len(last.Applications) != granted || last.CatalogedDevice != nil {
+		t.Errorf("applications %v, with the entry itself: %v", last.Applications, last.CatalogedDevice != nil)
+	}
+	var one mesh.AccountListResponse
+	ask(t, x.admin, mesh.TagAccountListRequest, mesh.AccountListRequest{Account: last.Account, Device: last.Device}, mesh.TagAccountListResponse, &one)
+	entry, err := device.ParseCatalogedDevice(one.Accounts[0].Devices[0].Entry)
+	if err != nil || len(entry.Applications) != granted {
+		t.Errorf("the entry that was kept: %v", err)
+	}
+	update := mesh.DeviceActivateRequest{Catalog: last.Response, Update: true}
+	for _, entry := range x.applications(t)[:granted] {
+		update.Applications = append(update.Applications, withoutEscrow(t, entry))
+	}
+	if text, err := strictjson.Marshal(update); err != nil || len(text) > maxReply-64 {
+		t.Errorf("the request of the device has %d octets, %v", len(text), err)
+	}
+	if r := x.update(t, update, mesh.StatusOK); len(r.Refused) != 0 || !has(r.Account.Keys, "SmimeSign") {
+		t.Errorf("the device: %+v", r)
+	}
+	if r = x.grantMail(t, numbered(0)); r.Status != mesh.StatusOK {
+		t.Errorf("the first again: %d %s", r.Status, r.StatusDescription)
+	}
+	x.grantMail(t, "new@example.com")
+	if n := len(x.applications(t)); n != 20 {
+		t.Errorf("%d applications are kept, want 20", n)
+	}
+}
+
+// TestApplicationsOfAnAccount has as many as devices take entries of, which come in several pages.
+func TestApplicationsOfAnAccount(t *testing.T) {
+	t.Parallel()
+	x := withAddresses(t, maxApplications)
+	x.changeAccount(t, func(a *devicestate.Account) { a.Devices[0].Entry = x.bare(t, a.Devices[0].Entry) })
+	if r := x.grantMail(t, "new@example.com"); r.Status != statusState || !strings.HasPrefix(r.StatusDescription, "Account: it has 64 applications") {
+		t.Errorf("one more: %d %s", r.Status, r.StatusDescription)
+	}
+	req := mesh.AccountListRequest{Account: "alice@example.com"}
+	listed, pages := 0, 0
+	for {
+		var r mesh.AccountListResponse
+		ask(t, x.admin, mesh.TagAccountListRequest, req, mesh.TagAccountListResponse, &r)
+		if r.Status != mesh.StatusOK || len(r.Accounts) != 1 || len(r.Accounts[0].Applications) == 0 {
+			t.Fatalf("page %d: %d %s, %d accounts", pages, r.Status, r.StatusDescription, len(r.Accounts))
+		}
+		listed, pages = listed+len(r.Accounts[0].Applications), pages+1
+		if req.After = r.Next; r.Next == "" {
 			break
 		}
 	}
-	if granted < 5 || r.Status != statusState || !strings.Contains(r.StatusDescription, "fewer applications") {
-		t.Fatalf("after %d: %d %s", granted, r.Status, r.StatusDescription)
+	if listed != maxApplications || pages < 2 {
+		t.Errorf("%d applications in %d pages", listed, pages)
 	}
-	if r = ask1(0); r.Status != mesh.StatusOK {
-		t.Errorf("the first again: %d %s", r.Status, r.StatusDescription)
+}
+
+// bare is an entry without applications.
+func (x *granting) bare(t *testing.T, entry strictjson.Value) strictjson.Value {
+	t.Helper()
+	c, err := device.ParseCatalogedDevice(entry)
+	if err != nil {
+		t.Fatal(err)
 	}
-	if r = ask1(15); r.Status != statusState || !strings.Contains(r.StatusDescription, "can be listed") {
-		t.Errorf("a new application: %d %s", r.Status, r.StatusDescription)
+	c.Applications = nil
+	text, err := c.Marshal()
+	if err != nil {
+		t.Fatal(err)
 	}
-	if n := len(x.applications(t)); n != 15 {
-		t.Errorf("%d applications are kept, want 15", n)
+	return text
+}
+
+// TestGrantsOfRoles takes keys by an entry of the catalog only where it grants them to a role of the device and denies
+// them to none. A person may accept them all the same.
+func TestGrantsOfRoles(t *testing.T) {
+	t.Parallel()
+	a := newDeviceAgent(t)
+	d := initDevice(t, a, mesh.DeviceInitRequest{})
+	x := newTestAccount(t, mesh.G1)
+	approve(t, a, x.Account.Name())
+	public, private, err := applicationKey(mesh.G1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	udf, err := mesh.Fingerprint(public, mesh.G1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	entry := x.connect(t, d, func(g *device.Grant) {
+		g.Roles = []string{"web", "message"}
+		g.Applications = []device.ApplicationGrant{{Kind: device.KindSSH, Identifier: udf, Keys: map[string]*mesh.KeyData{"ClientKey": private}}}
+	})
+	data := mesh.MarshalKeyDataPublic(public, mesh.G1)
+	for _, c := range []struct {
+		roles  string
+		accept []string
+		want   string // of what is refused; empty if nothing is
+	}{
+		{`"Grant":["admin"],`, nil, "the catalog does not grant it to the roles of this device"},
+		{`"Grant":["Web"],`, nil, "the catalog does not grant it to the roles of this device"},
+		{`"Grant":["admin","web"],"Deny":["message"],`, nil, "the catalog does not grant it to the roles of this device"},
+		{`"Deny":["web"],`, nil, "the catalog does not grant it to the roles of this device"},
+		{`"Deny":["web"],`, []string{udf}, ""},
+		{`"Grant":["admin","web"],"Deny":["guest"],`, nil, ""},
+		{`"Grant":[],"Deny":[],`, nil, ""},
+		{``, nil, ""},
+		{`"Grant":["admin"],`, nil, "the catalog does not grant it to the roles of this device"}, // although it was taken before
+	} {
+		text := strictjson.Value(fmt.Sprintf(`{"CatalogedApplicationSsh":{%s"ClientKey":%s}}`, c.roles, data))
+		r := activate(t, a, entry, func(req *mesh.DeviceActivateRequest) {
+			req.Applications, req.Accept = []strictjson.Value{text}, c.accept
+		})
+		refused := strings.Join(r.Refused, "\n")
+		if r.Status != mesh.StatusOK || (refused == "") != (c.want == "") || !strings.HasSuffix(refused, c.want) || has(r.Account.Keys, "ClientKey") != (c.want == "") {
+			t.Errorf("%s accepted %v: %d %s, refused %q, want %q", c.roles, c.accept, r.Status, r.StatusDescription, refused, c.want)
+		}
+	}
+	text := strictjson.Value(fmt.Sprintf(`{"CatalogedApplicationSsh":{"Grant":"web","ClientKey":%s}}`, data))
+	if r := activate(t, a, entry, func(req *mesh.DeviceActivateRequest) { req.Applications = []strictjson.Value{text} }); r.Status != statusMalformed {
+		t.Errorf("Grant that is no array: %d %s", r.Status, r.StatusDescription)
+	}
+}
+
+// TestConnectAgainKeepsGrants has a device that is connected again get new keys of its own and those of applications that
+// it had, which it takes without a second confirmation; unless they are not to be kept, or it was revoked.
+func TestConnectAgainKeepsGrants(t *testing.T) {
+	t.Parallel()
+	x := withAddresses(t, 2)
+	x.grant(t, mesh.ApplicationGrants{GrantSsh: true, GrantMail: []string{numbered(1)}})
+	reconnect := func(edit func(*mesh.AccountConnectRequest)) mesh.AccountConnectResponse {
+		t.Helper()
+		var asked mesh.DeviceConnectResponse
+		ask(t, x.device, mesh.TagDeviceConnectRequest, mesh.DeviceConnectRequest{Account: "alice@example.com"}, mesh.TagDeviceConnectResponse, &asked)
+		req := mesh.AccountConnectRequest{Request: asked.Request, Device: x.udf}
+		edit(&req)
+		var r mesh.AccountConnectResponse
+		if ask(t, x.admin, mesh.TagAccountConnectRequest, req, mesh.TagAccountConnectResponse, &r); r.Status != mesh.StatusOK {
+			t.Fatalf("connect again: %d %s", r.Status, r.StatusDescription)
+		}
+		return r
+	}
+	update := mesh.DeviceActivateRequest{Catalog: x.grant(t, mesh.ApplicationGrants{GrantSsh: true}).Response, Update: true, Applications: x.applications(t)}
+	before := x.update(t, update, mesh.StatusOK).Account.Keys
+	r := reconnect(func(req *mesh.AccountConnectRequest) { req.GrantMail = []string{numbered(1)} })
+	if len(r.Applications) != 3 || r.Device != x.udf {
+		t.Errorf("applications of %s: %v", r.Device, r.Applications)
+	}
+	after := x.update(t, mesh.DeviceActivateRequest{Catalog: r.Response, Confirm: true}, mesh.StatusOK)
+	if len(after.Refused) != 0 {
+		t.Errorf("refused %v", after.Refused)
+	}
+	for name, kept := range map[string]bool{"DeviceEncryption": false, "ClientKey": true, "SmimeEncrypt": true, "OpenpgpSign": true} {
+		if was, is := keyNamed(t, before, name).Udf, keyNamed(t, after.Account.Keys, name).Udf; (was == is) != kept {
+			t.Errorf("%s: %s, and %s before", name, is, was)
+		}
+	}
+	if r := reconnect(func(req *mesh.AccountConnectRequest) { req.NoApplications, req.GrantSsh = true, true }); len(r.Applications) != 1 {
+		t.Errorf("without those of before: %v", r.Applications)
+	}
+	x.grant(t, mesh.ApplicationGrants{GrantMail: []string{numbered(0)}})
+	var revoked mesh.AccountRevokeResponse
+	if ask(t, x.admin, mesh.TagAccountRevokeRequest, mesh.AccountRevokeRequest{Device: x.udf}, mesh.TagAccountRevokeResponse, &revoked); revoked.Status != mesh.StatusOK {
+		t.Fatal(revoked.StatusDescription)
+	}
+	if r := reconnect(func(*mesh.AccountConnectRequest) {}); len(r.Applications) != 0 {
+		t.Errorf("after it was revoked: %v", r.Applications)
 	}
 }
 

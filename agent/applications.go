@@ -27,7 +27,7 @@ var applicationUses = map[string]token.Use{
 // installApplications takes in keys of applications. Nobody signs their activations, so that
 // whoever can write to the device could plant one: only keys are taken whose public part the
 // account's catalog of applications has, or that a person accepted by its UDF, or that the device has
-// by the connection before.
+// by the connection before. Where the catalog says to which roles an application is granted, the device has one of them.
 func (r *request) installApplications(ctx context.Context, m *maker, a activation, label string) (refused []string, err error) {
 	if len(a.member.Applications) > maxApplications {
 		return nil, malformed("Catalog", "more than %d applications", maxApplications)
@@ -36,6 +36,7 @@ func (r *request) installApplications(ctx context.Context, m *maker, a activatio
 	if err != nil {
 		return nil, err
 	}
+	refusal := func(pub token.PublicKey) string { return r.refuseApplication(a, known, pub) }
 	for i := range a.member.Applications {
 		entry := &a.member.Applications[i]
 		title := fmt.Sprintf("%s %.64s", entry.Tag, entry.Identifier)
@@ -44,11 +45,7 @@ func (r *request) installApplications(ctx context.Context, m *maker, a activatio
 			refused = append(refused, fmt.Sprintf("%s: %v", title, err))
 			continue
 		}
-		notes, err := r.installApplication(ctx, m, opened, title, func(pub token.PublicKey) bool {
-			return slices.ContainsFunc(known, pub.Equal) || r.hadApplication(a.old, pub) || slices.ContainsFunc(a.req.Accept, func(name string) bool {
-				return mesh.Names(name, pub, mesh.G1) || mesh.Names(name, pub, mesh.G2)
-			})
-		}, applicationLabel(entry, label))
+		notes, err := r.installApplication(ctx, m, opened, title, refusal, applicationLabel(entry, label))
 		opened.Wipe()
 		if err != nil {
 			return nil, err
@@ -56,6 +53,21 @@ func (r *request) installApplications(ctx context.Context, m *maker, a activatio
 		refused = append(refused, notes...)
 	}
 	return refused, nil
+}
+
+// refuseApplication says why a key of an application is not taken; empty if it is.
+func (r *request) refuseApplication(a activation, known []cataloguedKey, pub token.PublicKey) string {
+	if slices.ContainsFunc(a.req.Accept, func(name string) bool { return mesh.Names(name, pub, mesh.G1) || mesh.Names(name, pub, mesh.G2) }) {
+		return ""
+	}
+	i := slices.IndexFunc(known, func(k cataloguedKey) bool { return pub.Equal(k.public) })
+	switch {
+	case i >= 0 && !known[i].grantedTo(a.member.Roles):
+		return "the catalog does not grant it to the roles of this device"
+	case i < 0 && !r.hadApplication(a.old, pub):
+		return "nobody signed it; it is taken with the catalog's entry or if its UDF is accepted"
+	}
+	return ""
 }
 
 // applicationLabel is what the keys of an application are labelled with: their mail address, so that those of two
@@ -76,7 +88,7 @@ func (r *request) hadApplication(old *devicestate.Membership, pub token.PublicKe
 	})
 }
 
-func (r *request) installApplication(ctx context.Context, m *maker, a *device.ApplicationActivation, title string, confirmed func(token.PublicKey) bool, label string) (refused []string, err error) {
+func (r *request) installApplication(ctx context.Context, m *maker, a *device.ApplicationActivation, title string, refusal func(token.PublicKey) string, label string) (refused []string, err error) {
 	for _, name := range slices.Sorted(maps.Keys(a.Keys)) {
 		k := a.Keys[name]
 		private, err := k.PrivateParameters.PrivateKey()
@@ -90,12 +102,12 @@ func (r *request) installApplication(ctx context.Context, m *maker, a *device.Ap
 			refused = append(refused, fmt.Sprintf("%s: %s: %v", title, name, err))
 			continue
 		}
-		if !confirmed(public) {
+		if why := refusal(public); why != "" {
 			udf, err := mesh.Fingerprint(public, mesh.G1)
 			if err != nil {
 				return nil, err
 			}
-			refused = append(refused, fmt.Sprintf("%s: %s %s: nobody signed it; it is taken with the catalog's entry or if its UDF is accepted", title, name, udf))
+			refused = append(refused, fmt.Sprintf("%s: %s %s: %s", title, name, udf, why))
 			continue
 		}
 		notes, err := r.takeKey(ctx, m, wish{name: name, label: label + " " + name, use: applicationUses[name], tags: nil}, k)
@@ -107,14 +119,32 @@ func (r *request) installApplication(ctx context.Context, m *maker, a *device.Ap
 	return refused, nil
 }
 
+// cataloguedKey is a public key in an entry of a catalog of applications, which may say to which roles it is granted.
+type cataloguedKey struct {
+	public token.PublicKey
+	roles
+}
+
+type roles struct {
+	Grant, Deny []string         `json:",omitzero"`
+	Other       strictjson.Value `json:",embed"`
+}
+
+// grantedTo reports whether a device of some roles may have the key: one of them is granted, if any is named, and none is
+// denied. Roles are those of the connection, which the administrator signed.
+func (g roles) grantedTo(device []string) bool {
+	has := func(role string) bool { return slices.Contains(device, role) }
+	return (len(g.Grant) == 0 || slices.ContainsFunc(g.Grant, has)) && !slices.ContainsFunc(g.Deny, has)
+}
+
 // catalogKeys are the public keys in entries of a catalog of applications: tagged objects whose
 // members are public KeyData under the names of applicationUses.
-func catalogKeys(entries []strictjson.Value) ([]token.PublicKey, error) {
+func catalogKeys(entries []strictjson.Value) ([]cataloguedKey, error) {
 	const member = "Applications"
 	if len(entries) > maxApplications {
 		return nil, malformed(member, "more than %d", maxApplications)
 	}
-	var out []token.PublicKey
+	var out []cataloguedKey
 	for _, text := range entries {
 		tag, body, err := cutTagged(text)
 		if err != nil {
@@ -122,6 +152,10 @@ func catalogKeys(entries []strictjson.Value) ([]token.PublicKey, error) {
 		}
 		var members map[string]strictjson.Value
 		if err := strictjson.Unmarshal(body, &members); err != nil {
+			return nil, memberError(member, err)
+		}
+		var granted roles
+		if err := strictjson.Unmarshal(body, &granted); err != nil {
 			return nil, memberError(member, err)
 		}
 		for name := range applicationUses {
@@ -133,7 +167,7 @@ func catalogKeys(entries []strictjson.Value) ([]token.PublicKey, error) {
 			if err != nil {
 				return nil, malformed(member, "%.64q: %s: %v", tag, name, err)
 			}
-			out = append(out, pub)
+			out = append(out, cataloguedKey{pub, granted})
 		}
 	}
 	return out, nil

@@ -15,7 +15,7 @@ func FuzzApplicationCatalog(f *testing.F) {
 		keys, err := catalogKeys([]strictjson.Value{data})
 		if err == nil {
 			for _, k := range keys {
-				if len(k.Octets) == 0 {
+				if len(k.public.Octets) == 0 {
 					t.Errorf("%s: an empty key", data)
 				}
 			}

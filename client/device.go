@@ -97,17 +97,33 @@ func withAccount(out *mesh.AccountInitResponse, err error) (*mesh.AccountInitRes
 	return out, err
 }
 
-// AccountList lists the accounts that the agent administers. If an account is named it has its applications, and if a device
-// is, that device alone with its entry.
+// AccountList lists the accounts that the agent administers, fetching page after page. If an account is named it has its
+// applications, and if a device is, that device alone with its entry.
 func (c *Client) AccountList(ctx context.Context, req mesh.AccountListRequest) ([]mesh.AccountInfo, error) {
-	out, err := fetch[mesh.AccountListResponse](ctx, c, mesh.TagAccountListRequest, req, mesh.TagAccountListResponse)
-	switch {
-	case err != nil:
-		return nil, err
-	case req.Device != "" && (len(out.Accounts) != 1 || len(out.Accounts[0].Devices) != 1):
-		return nil, fmt.Errorf("%w: not the device that was asked for", ErrProtocol)
+	var all []mesh.AccountInfo
+	for {
+		page, err := fetch[mesh.AccountListResponse](ctx, c, mesh.TagAccountListRequest, req, mesh.TagAccountListResponse)
+		switch {
+		case err != nil:
+			return nil, err
+		case req.Device != "" && (len(page.Accounts) != 1 || len(page.Accounts[0].Devices) != 1):
+			return nil, fmt.Errorf("%w: not the device that was asked for", ErrProtocol)
+		case page.Next != "" && page.Next <= req.After:
+			return nil, fmt.Errorf("%w: the list of accounts does not go on", ErrProtocol)
+		}
+		for _, a := range page.Accounts {
+			if last := len(all) - 1; last >= 0 && all[last].Udf == a.Udf {
+				all[last].Devices = append(all[last].Devices, a.Devices...)
+				all[last].Applications = append(all[last].Applications, a.Applications...)
+			} else {
+				all = append(all, a)
+			}
+		}
+		if page.Next == "" {
+			return all, nil
+		}
+		req.After = page.Next
 	}
-	return out.Accounts, nil
 }
 
 // AccountPIN makes a PIN for one device. The caller wipes it.

@@ -281,12 +281,15 @@ type AccountDevice struct {
 type AccountListRequest struct {
 	Account string `json:",omitzero"`
 	Device  string `json:",omitzero"` // UDF, at least 28 characters
+	After   string `json:",omitzero"` // Next of the page before
 }
 
-// AccountListResponse lists accounts.
+// AccountListResponse lists accounts by their UDFs, each with its devices by theirs. An account that goes on
+// on the next page is there again with what it has further.
 type AccountListResponse struct {
 	Reply
 	Accounts []AccountInfo `json:",omitzero"`
+	Next     string        `json:",omitzero"` // After of the next page; empty if this is the last one
 }
 
 // AccountPINRequest makes a PIN for one device. Account may be absent where there is one only.
@@ -331,6 +334,8 @@ type AccountConnectRequest struct {
 	Administer bool             `json:",omitzero"` // grants the administrator's key
 	NoCommon   bool             `json:",omitzero"` // does not grant the account's keys
 	Stores     []string         `json:",omitzero"` // grants these stores' keys
+	// NoApplications leaves out the keys of applications that a device had which is connected again.
+	NoApplications bool `json:",omitzero"`
 	ApplicationGrants
 }
 
@@ -353,8 +358,13 @@ type AccountGrantRequest struct {
 // what the answer holds.
 type AccountConnectResponse struct {
 	Reply
-	Response        strictjson.Value `json:",omitzero"` // enveloped RespondConnection
+	Response strictjson.Value `json:",omitzero"` // enveloped RespondConnection
+	// CatalogedDevice is absent where a frame does not hold both; it is the Entry of an AccountListRequest then.
 	CatalogedDevice strictjson.Value `json:",omitzero"`
+	Account         string           `json:",omitzero"` // UDF
+	Device          string           `json:",omitzero"` // UDF
+	// Applications are the Identifiers of the applications whose keys the entry has.
+	Applications []string `json:",omitzero"`
 }
 
 // AccountRevokeRequest ends the connection of a device.

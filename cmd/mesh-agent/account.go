@@ -358,7 +358,8 @@ device shows, or the UDF that it shows ("device profile --udf").
 
 The device gets the account's keys for encryption, signature and authentication and those
 of its stores, unless --no-common is given; keys of applications if they are granted, here or
-later by "account grant".`,
+later by "account grant". A device that is connected already gets other keys of its own; it keeps those of
+applications, unless --no-applications is given.`,
 		Args: args(cobra.MaximumNArgs(1)),
 		RunE: func(c *cobra.Command, files []string) (err error) {
 			if req.Request, err = a.readJSON(optional(files)); err != nil {
@@ -368,7 +369,7 @@ later by "account grant".`,
 			if err != nil {
 				return explainConnect(err)
 			}
-			return a.printConnection(made, catalog)
+			return a.printConnection(c.Context(), made, catalog)
 		},
 	}
 	c.Flags().StringVar(&req.Account, "account", "", "UDF or address of the `account` (default: that of the request)")
@@ -380,6 +381,7 @@ later by "account grant".`,
 	c.Flags().BoolVar(&req.NoCommon, "no-common", false, "do not grant the account's own keys")
 	c.Flags().StringArrayVar(&req.Stores, "store", nil, "grant the key of this `store`; once for each")
 	addGrantFlags(c, &req.ApplicationGrants)
+	c.Flags().BoolVar(&req.NoApplications, "no-applications", false, "do not keep the keys of applications that the device had")
 	c.Flags().BoolVar(&catalog, "catalog", false, "print the CatalogedDevice")
 	return c
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"strings"
 
@@ -40,7 +41,7 @@ better: it was never anywhere else.`,
 			if err != nil {
 				return err
 			}
-			return a.printConnection(made, catalog)
+			return a.printConnection(c.Context(), made, catalog)
 		},
 	}
 	addGrantFlags(c, &req.ApplicationGrants)
@@ -49,15 +50,25 @@ better: it was never anywhere else.`,
 	return c
 }
 
-// printConnection prints what the administrator gives a device.
-func (a *app) printConnection(made *mesh.AccountConnectResponse, catalog bool) error {
+// printConnection prints what the administrator gives a device, and says whose keys are in it. An entry for which the answer had
+// no room is fetched.
+func (a *app) printConnection(ctx context.Context, made *mesh.AccountConnectResponse, catalog bool) error {
+	if len(made.Applications) > 0 {
+		a.say("with keys of %s", strings.Join(made.Applications, ", "))
+	}
 	switch {
 	case a.json:
 		return a.printJSON(made)
-	case catalog:
-		return a.print(append(made.CatalogedDevice, '\n'))
+	case !catalog:
+		return a.print(append(made.Response, '\n'))
+	case made.CatalogedDevice == nil:
+		accounts, err := asked(ctx, a, (*client.Client).AccountList, mesh.AccountListRequest{Account: made.Account, Device: made.Device})
+		if err != nil {
+			return err
+		}
+		made.CatalogedDevice = accounts[0].Devices[0].Entry
 	}
-	return a.print(append(made.Response, '\n'))
+	return a.print(append(made.CatalogedDevice, '\n'))
 }
 
 func newAccountApplicationsCommand(a *app) *cobra.Command {
@@ -93,13 +104,30 @@ func applicationTitle(entry strictjson.Value) string {
 	return strings.TrimPrefix(tagged.Tag, "CatalogedApplication") + " " + body.Key
 }
 
-// readApplications reads a file with one entry of a catalog of applications, or with an array of them.
+// readApplications reads a file with one entry of a catalog of applications, or with an array of them. Escrowed
+// keys, which say nothing to a device, are left out, so that more entries fit into a request.
 func (a *app) readApplications(name string) ([]strictjson.Value, error) {
 	data, err := a.readJSON(name)
-	if err != nil || data.Kind() != '[' {
-		return []strictjson.Value{data}, err
+	if err != nil {
+		return nil, err
 	}
-	var entries []strictjson.Value
-	err = strictjson.Unmarshal(data, &entries)
-	return entries, err
+	entries := []strictjson.Value{data}
+	if data.Kind() == '[' {
+		if err := strictjson.Unmarshal(data, &entries); err != nil {
+			return nil, err
+		}
+	}
+	for i, text := range entries {
+		var tagged map[string]map[string]strictjson.Value
+		if strictjson.Unmarshal(text, &tagged) != nil {
+			continue // the agent says what is wrong
+		}
+		for _, members := range tagged {
+			delete(members, "EnvelopedEscrow")
+		}
+		if entries[i], err = strictjson.Marshal(tagged); err != nil {
+			return nil, err
+		}
+	}
+	return entries, nil
 }
