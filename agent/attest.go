@@ -25,12 +25,11 @@ func (r *request) attestIdentify(ctx context.Context, body strictjson.Value) ([]
 	if !ok {
 		return nil, &failure{statusUnsupported, "this token cannot attest"}
 	}
-	leave, err := r.manageGate(ctx, req.Token)
-	if err != nil {
-		return nil, err
-	}
-	defer leave()
-	id, err := attester.AttestIdentity(ctx)
+	var id token.AttestIdentity
+	err = r.ring.InTurn(ctx, r.manageGate, req.Token, func(ctx context.Context) (err error) {
+		id, err = attester.AttestIdentity(ctx)
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}

@@ -18,59 +18,76 @@ import (
 
 // deviceMessages are the messages about the device's Mesh identity and about accounts.
 var deviceMessages = [...]message{
-	deviceMessage(mesh.TagDeviceInitRequest, mesh.TagDeviceInitResponse, (*request).deviceInit),
-	deviceMessage(mesh.TagDeviceShowRequest, mesh.TagDeviceShowResponse, (*request).deviceShow),
-	deviceMessage(mesh.TagDeviceConnectRequest, mesh.TagDeviceConnectResponse, (*request).deviceConnect),
-	deviceMessage(mesh.TagDeviceWitnessRequest, mesh.TagDeviceWitnessResponse, (*request).deviceWitness),
-	deviceMessage(mesh.TagDeviceApproveRequest, mesh.TagDeviceApproveResponse, (*request).deviceApprove),
-	deviceMessage(mesh.TagDeviceActivateRequest, mesh.TagDeviceActivateResponse, (*request).deviceActivate),
-	deviceMessage(mesh.TagDeviceDisconnectRequest, mesh.TagDeviceDisconnectResponse, (*request).deviceDisconnect),
-	deviceMessage(mesh.TagAccountInitRequest, mesh.TagAccountInitResponse, (*request).accountInit),
-	deviceMessage(mesh.TagAccountListRequest, mesh.TagAccountListResponse, (*request).accountList),
-	deviceMessage(mesh.TagAccountPINRequest, mesh.TagAccountPINResponse, (*request).accountPIN),
-	deviceMessage(mesh.TagAccountAcknowledgeRequest, mesh.TagAccountAcknowledgeResponse, (*request).accountAcknowledge),
-	deviceMessage(mesh.TagAccountConnectRequest, mesh.TagAccountConnectResponse, (*request).accountConnect),
-	deviceMessage(mesh.TagAccountGrantRequest, mesh.TagAccountGrantResponse, (*request).accountGrant),
-	deviceMessage(mesh.TagAccountRevokeRequest, mesh.TagAccountRevokeResponse, (*request).accountRevoke),
-	deviceMessage(mesh.TagAccountEscrowRequest, mesh.TagAccountEscrowResponse, (*request).accountEscrow),
-	deviceMessage(mesh.TagAccountForgetRequest, mesh.TagAccountForgetResponse, (*request).accountForget),
+	deviceMessage(mesh.TagDeviceInitRequest, mesh.TagDeviceInitResponse, "making this device's Mesh identity", (*request).deviceInit),
+	deviceQuestion(mesh.TagDeviceShowRequest, mesh.TagDeviceShowResponse, (*request).deviceShow),
+	deviceMessage(mesh.TagDeviceConnectRequest, mesh.TagDeviceConnectResponse, "asking for a connection to an account", (*request).deviceConnect),
+	deviceMessage(mesh.TagDeviceWitnessRequest, mesh.TagDeviceWitnessResponse, "the witness of a connection", (*request).deviceWitness),
+	deviceMessage(mesh.TagDeviceApproveRequest, mesh.TagDeviceApproveResponse, "approving an account", (*request).deviceApprove),
+	deviceMessage(mesh.TagDeviceActivateRequest, mesh.TagDeviceActivateResponse, "a connection to an account", (*request).deviceActivate),
+	deviceMessage(mesh.TagDeviceDisconnectRequest, mesh.TagDeviceDisconnectResponse, "ending a connection to an account", (*request).deviceDisconnect),
+	deviceMessage(mesh.TagAccountInitRequest, mesh.TagAccountInitResponse, "making an account", (*request).accountInit),
+	deviceQuestion(mesh.TagAccountListRequest, mesh.TagAccountListResponse, (*request).accountList),
+	deviceMessage(mesh.TagAccountPINRequest, mesh.TagAccountPINResponse, "a PIN that connects a device", (*request).accountPIN),
+	deviceMessage(mesh.TagAccountAcknowledgeRequest, mesh.TagAccountAcknowledgeResponse, "acknowledging a device's request", (*request).accountAcknowledge),
+	deviceMessage(mesh.TagAccountConnectRequest, mesh.TagAccountConnectResponse, "connecting a device to an account", (*request).accountConnect),
+	deviceMessage(mesh.TagAccountGrantRequest, mesh.TagAccountGrantResponse, "granting applications to a device", (*request).accountGrant),
+	deviceMessage(mesh.TagAccountRevokeRequest, mesh.TagAccountRevokeResponse, "revoking a device", (*request).accountRevoke),
+	deviceMessage(mesh.TagAccountEscrowRequest, mesh.TagAccountEscrowResponse, "shares of an account's seed", (*request).accountEscrow),
+	deviceMessage(mesh.TagAccountForgetRequest, mesh.TagAccountForgetResponse, "forgetting an account's seed", (*request).accountForget),
 }
 
 // deviceMessage makes the message of a function that takes a decoded request and returns the body of the response.
 // The secrets of both are wiped.
-func deviceMessage[Request any](tag, response string, answer func(*request, context.Context, Request) (any, error)) message {
-	return message{tag, response, func(r *request, ctx context.Context, body strictjson.Value) ([]byte, error) {
-		var req Request
-		defer wipe(&req)
-		if err := decode(tag, body, &req); err != nil {
-			return nil, err
-		}
-		leave, err := r.enterDevice(ctx)
-		if err != nil {
-			return nil, err
-		}
-		defer leave()
-		out, err := answer(r, ctx, req)
-		if err != nil {
-			return nil, err
-		}
-		defer wipe(out)
-		return strictjson.Marshal(out)
+func deviceMessage[Request any](tag, response, deed string, answer func(*request, context.Context, Request) (any, error)) message {
+	return message{tag, response, deed, func(r *request, ctx context.Context, body strictjson.Value) ([]byte, error) {
+		return answerDevice(r, ctx, tag, body, func(req Request) (any, error) {
+			leave, err := r.takeDeviceTurn(ctx)
+			if err != nil {
+				return nil, err
+			}
+			defer leave()
+			return answer(r, ctx, req)
+		})
 	}}
 }
 
-// enterDevice waits for the turn of a message about device or accounts: there is one at a time,
-// which may take as long as its tokens do.
-func (r *request) enterDevice(ctx context.Context) (leave func(), err error) {
-	if err := r.decide("", policy.Manage); err != nil {
+// deviceQuestion is deviceMessage for what changes nothing: it does not wait for the others, one of which may wait for a person.
+func deviceQuestion[Request any](tag, response string, answer func(*request, context.Context, Request) (any, error)) message {
+	return message{tag, response, "", func(r *request, ctx context.Context, body strictjson.Value) ([]byte, error) {
+		return answerDevice(r, ctx, tag, body, func(req Request) (any, error) { return answer(r, ctx, req) })
+	}}
+}
+
+func answerDevice[Request any](r *request, ctx context.Context, tag string, body strictjson.Value, answer func(Request) (any, error)) ([]byte, error) {
+	var req Request
+	defer wipe(&req)
+	if err := decode(tag, body, &req); err != nil {
 		return nil, err
+	}
+	if err := r.mayUseDevice(ctx); err != nil {
+		return nil, err
+	}
+	out, err := answer(req)
+	if err != nil {
+		return nil, err
+	}
+	defer wipe(out)
+	return strictjson.Marshal(out)
+}
+
+func (r *request) mayUseDevice(ctx context.Context) error {
+	if err := r.decide("", policy.Manage); err != nil {
+		return err
 	}
 	if r.config.Device == nil {
-		return nil, &failure{statusUnsupported, "this agent keeps no Mesh identity"}
+		return &failure{statusUnsupported, "this agent keeps no Mesh identity"}
 	}
-	if err := r.ring.CheckRollback(ctx, r.manageGate); err != nil {
-		return nil, err
-	}
+	return r.ring.CheckRollback(ctx, r.manageGate)
+}
+
+// takeDeviceTurn waits for the turn of a message that changes device or accounts: there is one at a time,
+// which may take as long as its tokens, and who has their PINs, do.
+func (r *request) takeDeviceTurn(ctx context.Context) (leave func(), err error) {
 	select {
 	case r.deviceTurn <- struct{}{}:
 		return func() { <-r.deviceTurn }, nil

@@ -269,7 +269,11 @@ func (r *request) openEnvelope(ctx context.Context, keyID string, data []byte) (
 // baseSeed opens the first of the recipient entries that opens with the key, as op says: token.ErrDecrypt if there
 // is none. The caller wipes the seed.
 func (r *request) baseSeed(ctx context.Context, key grant, recipients []mesh.Recipient, op mesh.OperationDecrypt, partials []*keyshare.Point) ([]byte, error) {
-	for _, to := range r.candidates(key.Entry, recipients) {
+	candidates, err := r.candidates(key.Entry, recipients)
+	if err != nil {
+		return nil, err
+	}
+	for _, to := range candidates {
 		op.Recipient = &mesh.DecryptRecipient{EphemeralKey: to.EphemeralKey, WrappedKey: to.WrappedKey}
 		seed, err := r.unwrap(ctx, key, op, partials)
 		var refused *failure
@@ -294,8 +298,9 @@ func (r *request) isEscrow(udf string) bool {
 	})
 }
 
-// candidates returns the recipient entries on the key's curve, those that name it first.
-func (r *request) candidates(key *keyring.Entry, recipients []mesh.Recipient) []mesh.Recipient {
+// candidates returns the recipient entries on the key's curve, those that name it first. Of a key that wants a
+// touch each time it is the first of them only: whoever wrote the envelope would have its owner touch it for each.
+func (r *request) candidates(key *keyring.Entry, recipients []mesh.Recipient) ([]mesh.Recipient, error) {
 	var named, others []mesh.Recipient
 	for _, to := range recipients {
 		if checkPoints("epk", to.EphemeralKey) != nil || to.EphemeralKey.PublicKeyECDH.Curve != string(key.Algorithm) {
@@ -307,7 +312,15 @@ func (r *request) candidates(key *keyring.Entry, recipients []mesh.Recipient) []
 			others = append(others, to)
 		}
 	}
-	return append(named, others...)
+	switch {
+	case !key.TouchedEachTime():
+		return append(named, others...), nil
+	case len(named) > 0:
+		return named[:1], nil
+	case len(others) > 1:
+		return nil, malformed("recipients", "none names the key, which wants a touch each time, and several may be for it")
+	}
+	return others, nil
 }
 
 // keyList answers KeyListRequest with as many keys as fit.

@@ -224,9 +224,9 @@ func (m *maker) add(ctx context.Context, base token.PublicKey, w wish) (*keyring
 	return e, nil
 }
 
-// undo deletes what was made.
+// undo deletes what was made, even if the client has gone; nobody is asked for a PIN then.
 func (m *maker) undo(ctx context.Context) error {
-	ctx = context.WithoutCancel(ctx)
+	ctx = keyring.WithAsker(context.WithoutCancel(ctx), nil)
 	err := m.r.deleteKeys(ctx, m.made)
 	if m.account != nil {
 		err = errors.Join(err, m.r.dropAccount(ctx, m.account))

@@ -14,28 +14,31 @@ import (
 // error that becomes its Status and StatusDescription.
 type message struct {
 	request, response string
+	deed              string // what it does, for people; empty if no token needs a PIN for it
 	run               func(r *request, ctx context.Context, body strictjson.Value) ([]byte, error)
 }
 
+const makingKey = "making a key"
+
 // messages is every message that the agent understands.
 var messages = [...]message{
-	{mesh.TagOperateRequest, mesh.TagOperateResponse, (*request).operate},
-	{mesh.TagHelloRequest, mesh.TagMeshHelloResponse, (*request).hello},
-	{mesh.TagKeyGenerateRequest, mesh.TagKeyGenerateResponse, (*request).keyGenerate},
-	{mesh.TagKeyImportRequest, mesh.TagKeyImportResponse, (*request).keyImport},
-	{mesh.TagKeyListRequest, mesh.TagKeyListResponse, (*request).keyList},
-	{mesh.TagKeyDeleteRequest, mesh.TagKeyDeleteResponse, (*request).keyDelete},
-	{mesh.TagTokenListRequest, mesh.TagTokenListResponse, (*request).tokenList},
-	{mesh.TagTokenUnlockRequest, mesh.TagTokenUnlockResponse, (*request).tokenUnlock},
-	{mesh.TagStatusRequest, mesh.TagStatusResponse, (*request).status},
-	{mesh.TagAttestIdentifyRequest, mesh.TagAttestIdentifyResponse, (*request).attestIdentify},
-	{mesh.TagAttestAnswerRequest, mesh.TagAttestAnswerResponse, (*request).attestAnswer},
-	{mesh.TagKeyResealRequest, mesh.TagKeyResealResponse, (*request).keyReseal},
-	{mesh.TagKeyExportRequest, mesh.TagKeyExportResponse, (*request).keyExport},
-	{mesh.TagTokenSetPINRequest, mesh.TagTokenSetPINResponse, (*request).tokenSetPIN},
-	{mesh.TagTokenLockRequest, mesh.TagTokenLockResponse, (*request).tokenLock},
-	{mesh.TagDoctorRequest, mesh.TagDoctorResponse, (*request).doctor},
-	{mesh.TagAcceptRollbackRequest, mesh.TagAcceptRollbackResponse, (*request).acceptRollback},
+	{mesh.TagOperateRequest, mesh.TagOperateResponse, "", (*request).operate},
+	{mesh.TagHelloRequest, mesh.TagMeshHelloResponse, "", (*request).hello},
+	{mesh.TagKeyGenerateRequest, mesh.TagKeyGenerateResponse, makingKey, (*request).keyGenerate},
+	{mesh.TagKeyImportRequest, mesh.TagKeyImportResponse, "taking a key in", (*request).keyImport},
+	{mesh.TagKeyListRequest, mesh.TagKeyListResponse, "", (*request).keyList},
+	{mesh.TagKeyDeleteRequest, mesh.TagKeyDeleteResponse, "deleting it", (*request).keyDelete},
+	{mesh.TagTokenListRequest, mesh.TagTokenListResponse, "", (*request).tokenList},
+	{mesh.TagTokenUnlockRequest, mesh.TagTokenUnlockResponse, "", (*request).tokenUnlock},
+	{mesh.TagStatusRequest, mesh.TagStatusResponse, "", (*request).status},
+	{mesh.TagAttestIdentifyRequest, mesh.TagAttestIdentifyResponse, "proof of which device it is", (*request).attestIdentify},
+	{mesh.TagAttestAnswerRequest, mesh.TagAttestAnswerResponse, "proof of where it is", (*request).attestAnswer},
+	{mesh.TagKeyResealRequest, mesh.TagKeyResealResponse, "sealing it anew", (*request).keyReseal},
+	{mesh.TagKeyExportRequest, mesh.TagKeyExportResponse, "", (*request).keyExport},
+	{mesh.TagTokenSetPINRequest, mesh.TagTokenSetPINResponse, "", (*request).tokenSetPIN},
+	{mesh.TagTokenLockRequest, mesh.TagTokenLockResponse, "", (*request).tokenLock},
+	{mesh.TagDoctorRequest, mesh.TagDoctorResponse, "", (*request).doctor},
+	{mesh.TagAcceptRollbackRequest, mesh.TagAcceptRollbackResponse, "", (*request).acceptRollback},
 }
 
 // meshMessage answers one Mesh message. It reports false for contents that are not
@@ -57,6 +60,8 @@ func (r *request) meshMessage(ctx context.Context, contents []byte) (reply []byt
 }
 
 func (r *request) respond(ctx context.Context, m message, body strictjson.Value) []byte {
+	ctx, done := r.attend(ctx, m.deed)
+	defer done()
 	response, err := m.run(r, ctx, body)
 	defer clear(response)
 	if err == nil && len(m.response)+len(response)+len(`{"":}`) > maxReply {

@@ -20,18 +20,19 @@ import (
 // operation is one operation of OperateRequest. run returns the body of the result.
 type operation struct {
 	tag, result string
+	deed        string // what it does, for people
 	run         func(r *request, ctx context.Context, body strictjson.Value) (any, error)
 }
 
 // operations is every operation that the agent knows, in the order in which HelloRequest lists them.
 var operations = [...]operation{
-	{mesh.TagOperationAgreement, mesh.TagResultAgreement, (*request).agree},
-	{mesh.TagOperationSign, mesh.TagResultSign, (*request).sign},
-	{mesh.TagOperationGenerate, mesh.TagResultGenerate, (*request).generate},
-	{mesh.TagOperationShare, mesh.TagResultShare, (*request).share},
-	{mesh.TagOperationDecrypt, mesh.TagResultDecrypt, (*request).decrypt},
-	{mesh.TagOperationSignEnvelope, mesh.TagResultSignEnvelope, (*request).signEnvelope},
-	{mesh.TagOperationAuthenticate, mesh.TagResultAuthenticate, (*request).authenticate},
+	{mesh.TagOperationAgreement, mesh.TagResultAgreement, "an agreement", (*request).agree},
+	{mesh.TagOperationSign, mesh.TagResultSign, "a signature", (*request).sign},
+	{mesh.TagOperationGenerate, mesh.TagResultGenerate, makingKey, (*request).generate},
+	{mesh.TagOperationShare, mesh.TagResultShare, "shares of it", (*request).share},
+	{mesh.TagOperationDecrypt, mesh.TagResultDecrypt, "decryption", (*request).decrypt},
+	{mesh.TagOperationSignEnvelope, mesh.TagResultSignEnvelope, "a signed envelope", (*request).signEnvelope},
+	{mesh.TagOperationAuthenticate, mesh.TagResultAuthenticate, "authentication", (*request).authenticate},
 }
 
 // operateRequest is mesh.OperateRequest with operations undecoded, so that a malformed one
@@ -127,6 +128,8 @@ func (r *request) dispatch(ctx context.Context, raw strictjson.Value) (resultTag
 		if ctx.Err() != nil {
 			return op.result, nil, context.Cause(ctx)
 		}
+		ctx, done := r.attend(ctx, op.deed)
+		defer done()
 		result, err := op.run(r, ctx, body)
 		return op.result, result, err
 	}
@@ -159,7 +162,7 @@ func (r *request) grant(keyID string, op policy.Operation) (grant, error) {
 	if err := r.asking.admit(entry); err != nil {
 		return grant{}, err
 	}
-	return grant{r.attend(entry, op), r.gate(snapshot, entry, op)}, nil
+	return grant{entry, r.gate(snapshot, entry, op)}, nil
 }
 
 // auth offers a PIN to the key's token. It goes to one token only: another might count it as a
@@ -179,7 +182,7 @@ type askingKeys struct {
 }
 
 func (k *askingKeys) admit(e *keyring.Entry) error {
-	if e.Policy.PIN != token.PINAlways && e.Policy.Touch != token.TouchAlways {
+	if !e.AsksEachTime() {
 		return nil
 	}
 	k.mu.Lock()

@@ -10,7 +10,6 @@ import (
 	"sync"
 
 	"github.com/mesh-agent/mesh-agent/internal/keyring"
-	"github.com/mesh-agent/mesh-agent/internal/policy"
 	"github.com/mesh-agent/mesh-agent/internal/prompt"
 	"github.com/mesh-agent/mesh-agent/mesh"
 	"github.com/mesh-agent/mesh-agent/token"
@@ -30,7 +29,7 @@ type Prompter interface {
 	Test(ctx context.Context) (about string, err error)
 }
 
-// maxAsked is how often one operation asks for the PIN of one token.
+// maxAsked is how often one operation asks for one PIN, where it was wrong.
 const maxAsked = 3
 
 // prompts is who waits for an answer.
@@ -40,77 +39,134 @@ type prompts struct {
 	unlocks map[string]*unlocking // guarded by mu; by name of the token
 }
 
-// plea is an operation for which somebody may have to be asked.
+// talk is what one request has to ask: one thing after another, and nothing more once a question had no answer.
+type talk struct {
+	turn    sync.Mutex // held while somebody is asked for this request, which its end ends
+	refusal error      // guarded by turn: why a question had no answer; nil until then
+}
+
+// plea is an operation of a request, or a message, for which somebody may have to be asked. It is a keyring.Asker.
+// Its user is bothered once for each key, however often the key is used.
 type plea struct {
 	*request
-	entry *keyring.Entry
-	op    policy.Operation
-	asked map[string]int // by token; the parts of a key are worked on one after another
+	deed     string         // what is done, for people
+	held     map[pinOf]*pin // of keys that ask each time, until the operation is over
+	unlocked map[string]bool
 }
 
-// wait is a plea that waits for the PIN of a token. It is immutable.
-type wait struct {
-	*plea
-	token string
+var _ keyring.Asker = (*plea)(nil)
+
+// pinOf is what a PIN was asked for: a key in a token.
+type pinOf struct{ token, udf string }
+
+// pin is one that somebody has entered for one operation.
+type pin struct {
+	octets []byte
+	asked  int  // times
+	again  bool // it is offered to a further use of the key
 }
 
-// attend has the operations of a key ask for PINs, if there is a program that can.
-func (r *request) attend(e *keyring.Entry, op policy.Operation) *keyring.Entry {
+// attend has an operation ask for PINs, if there is a program that can. done wipes those of the operation.
+func (r *request) attend(ctx context.Context, deed string) (_ context.Context, done func()) {
 	if r.config.Prompter == nil {
-		return e
+		return ctx, func() {}
 	}
-	p := &plea{request: r, entry: e, op: op, asked: make(map[string]int)}
-	return e.Asking(keyring.Asker{PIN: p.pin, Context: func(ctx context.Context) context.Context {
-		return prompt.WithReason(ctx, p.reason)
-	}})
+	p := &plea{request: r, deed: deed, held: make(map[pinOf]*pin), unlocked: make(map[string]bool)}
+	return keyring.WithAsker(ctx, p), p.wipe
 }
 
-// pin is keyring.Asker.PIN. A key that asks each time has a prompt of its own; a token that is
+func (p *plea) wipe() {
+	for _, held := range p.held {
+		clear(held.octets)
+	}
+}
+
+// Context implements keyring.Asker.
+func (p *plea) Context(ctx context.Context, s keyring.Subject) context.Context {
+	return prompt.WithReason(ctx, func() string { return p.reason(s) })
+}
+
+// PIN implements keyring.Asker. A key that asks each time has a prompt of its own; a token that is
 // to be unlocked has one for all who wait for it.
-func (p *plea) pin(ctx context.Context, n keyring.Need) (token.Auth, error) {
+func (p *plea) PIN(ctx context.Context, n keyring.Need) (token.Auth, error) {
 	var about *token.AuthError
-	if !errors.As(n.Err, &about) || about.Kind != "PIN" || p.asked[n.Token] == maxAsked {
+	t, err := p.ring.Token(n.Token)
+	if err != nil || !errors.As(n.Err, &about) || about.Kind != "PIN" {
 		return token.Auth{}, n.Err
 	}
-	p.asked[n.Token]++
-	t, err := p.ring.Token(n.Token)
-	if err != nil {
-		return token.Auth{}, err
+	n.Token = t.Info().Name // it may go by others
+	w := &wait{p, n}
+	defer p.wait(w)()
+	p.talk.turn.Lock()
+	defer p.talk.turn.Unlock()
+	if p.talk.refusal != nil {
+		return token.Auth{}, w.refused(&unanswered{n.Err, p.talk.refusal})
 	}
-	defer p.wait(n.Token)()
+	auth, err := w.ask(ctx, t)
+	var none *unanswered
+	if errors.As(err, &none) {
+		p.talk.refusal = none.why
+		err = w.refused(none)
+	}
+	return auth, err
+}
+
+// wait is a plea that waits for a PIN.
+type wait struct {
+	*plea
+	keyring.Need
+}
+
+// ask gets the token unlocked, or a PIN for the operation.
+func (w *wait) ask(ctx context.Context, t token.Token) (token.Auth, error) {
 	unlocker, ok := t.(token.Unlocker)
+	toUnlock := ok && (w.Unlock || !w.eachTime())
 	switch {
-	case !ok, eachTime(n):
-		return p.once(ctx, t, n)
-	case isLocked(t):
-		return token.Auth{}, p.unlockOnce(ctx, t.Info().Name, func(ctx context.Context) error {
-			return p.unlock(ctx, t, unlocker, n)
-		})
-	case p.asked[n.Token] == 1: // it has been unlocked since
+	case w.Unlock && (!ok || w.unlocked[w.Token]): // no PIN would help
+		return token.Auth{}, w.Err
+	case toUnlock && (isLocked(t) || w.Unlock && w.Offered > 0):
+		err := w.prompts.unlockOnce(ctx, w.Token, func(ctx context.Context) error { return w.unlock(ctx, t, unlocker) })
+		w.unlocked[w.Token] = err == nil
+		return token.Auth{}, err
+	case toUnlock && w.Offered == 0: // it has been unlocked since
 		return token.Auth{}, nil
 	}
-	return p.once(ctx, t, n) // that is not enough
+	return w.once(ctx, t) // unlocked is not enough
 }
 
 // eachTime reports whether a PIN is for one operation.
-func eachTime(n keyring.Need) bool {
-	return n.Policy.PIN == token.PINAlways || errors.Is(n.Err, token.ErrEachTime)
+func (w *wait) eachTime() bool {
+	return w.Policy.PIN == token.PINAlways || errors.Is(w.Err, token.ErrEachTime)
 }
 
 func isLocked(t token.Token) bool { return t.Info().State == token.StateLocked }
 
-// wait notes for StatusRequest that the plea waits, until done is called.
-func (p *plea) wait(tokenName string) (done func()) {
-	p.prompts.mu.Lock()
-	defer p.prompts.mu.Unlock()
-	w := &wait{p, tokenName}
-	p.prompts.waiting = append(p.prompts.waiting, w)
+// wait notes for StatusRequest that a plea waits, until done is called.
+func (a *Agent) wait(w *wait) (done func()) {
+	a.prompts.mu.Lock()
+	defer a.prompts.mu.Unlock()
+	a.prompts.waiting = append(a.prompts.waiting, w)
 	return func() {
-		p.prompts.mu.Lock()
-		defer p.prompts.mu.Unlock()
-		i := slices.Index(p.prompts.waiting, w)
-		p.prompts.waiting = slices.Delete(p.prompts.waiting, i, i+1)
+		a.prompts.mu.Lock()
+		defer a.prompts.mu.Unlock()
+		i := slices.Index(a.prompts.waiting, w)
+		a.prompts.waiting = slices.Delete(a.prompts.waiting, i, i+1)
 	}
+}
+
+// clients are the processes that wait for an answer about the same token.
+func (w *wait) clients() []int32 {
+	w.prompts.mu.Lock()
+	defer w.prompts.mu.Unlock()
+	pids := []int32{w.pid}
+	if u := w.prompts.unlocks[w.Token]; u != nil && !w.eachTime() {
+		for _, other := range w.prompts.waiting {
+			if other.Token == w.Token {
+				pids = append(pids, other.pid)
+			}
+		}
+	}
+	return pids
 }
 
 // promptInfo says who waits, or nil if there is no program.
@@ -123,29 +179,51 @@ func (a *Agent) promptInfo() *mesh.PromptInfo {
 	waiting := slices.Clone(a.prompts.waiting)
 	a.prompts.mu.Unlock()
 	for _, w := range waiting {
-		info.Waiting = append(info.Waiting, mesh.PromptWait{Token: w.token, KeyId: w.entry.Udf, Client: w.client(), PID: int(w.pid)})
+		info.Waiting = append(info.Waiting, mesh.PromptWait{Token: w.Token, KeyId: w.Subject.Udf, Client: w.client(), PID: int(w.pid)})
 	}
 	return info
 }
 
-// once gets a PIN for one operation.
-func (p *plea) once(ctx context.Context, t token.Token, n keyring.Need) (token.Auth, error) {
-	for range maxAsked {
-		pin, last, err := p.ask(ctx, t, n)
+// once gets a PIN for one operation, or the one with which this operation has used the key already.
+func (w *wait) once(ctx context.Context, t token.Token) (token.Auth, error) {
+	of := pinOf{w.Token, w.Subject.Udf}
+	held := w.held[of]
+	switch {
+	case held == nil:
+		held = &pin{}
+		w.held[of] = held
+	case w.Offered == 0:
+		held.again = true
+		if err := w.spare(ctx, t); err != nil {
+			return token.Auth{}, err
+		}
+		return token.Auth{PIN: slices.Clone(held.octets)}, nil
+	case held.again: // and it is not right any more
+		return token.Auth{}, w.Err
+	}
+	n := w.Need
+	for held.asked < maxAsked {
+		held.asked++
+		entered, last, err := w.question(ctx, t, n)
 		if err != nil {
 			return token.Auth{}, err
 		}
-		if err = p.spend(ctx, t, pin, last); err == nil {
-			return token.Auth{PIN: pin}, nil
+		if err = w.spend(ctx, t, entered, last); err == nil {
+			clear(held.octets)
+			held.octets = entered
+			return token.Auth{PIN: slices.Clone(entered)}, nil
 		}
-		clear(pin)
+		clear(entered)
 		if !errors.Is(err, token.ErrAuthNeeded) {
 			return token.Auth{}, err
 		}
 		n.Err = err
 	}
-	return token.Auth{}, n.Err
+	return token.Auth{}, &unanswered{n.Err, errWrong}
 }
+
+// errWrong is why nobody is asked any more.
+var errWrong = errors.New("asked often enough")
 
 // spend makes sure that a PIN may be offered: the last try is used up here, by a token that
 // guards it, or not without the person being told.
@@ -161,23 +239,24 @@ func (p *plea) spend(ctx context.Context, t token.Token, pin []byte, last bool) 
 }
 
 // unlock asks until the token is unlocked, or has refused too often.
-func (p *plea) unlock(ctx context.Context, t token.Token, u token.Unlocker, n keyring.Need) error {
-	if !isLocked(t) { // it has been unlocked since
+func (w *wait) unlock(ctx context.Context, t token.Token, u token.Unlocker) error {
+	if !isLocked(t) && w.Offered == 0 { // it has been unlocked since
 		return nil
 	}
+	n := w.Need
 	for range maxAsked {
-		pin, last, err := p.ask(ctx, t, n)
+		pin, last, err := w.question(ctx, t, n)
 		if err != nil {
 			return err
 		}
-		err = p.present(ctx, t, u, pin, last)
+		err = w.present(ctx, t, u, pin, last)
 		clear(pin)
 		if !errors.Is(err, token.ErrAuthWrong) && !errors.Is(err, token.ErrAuthNeeded) {
 			return err
 		}
 		n.Err = err
 	}
-	return n.Err
+	return &unanswered{n.Err, errWrong}
 }
 
 func (p *plea) present(ctx context.Context, t token.Token, u token.Unlocker, pin []byte, last bool) error {
@@ -200,26 +279,29 @@ func (p *plea) spare(ctx context.Context, t token.Token) error {
 	return err
 }
 
-// ask asks for a PIN. With one try left it asks first whether that may be used up; last says that
-// it may.
-func (p *plea) ask(ctx context.Context, t token.Token, n keyring.Need) (pin []byte, last bool, err error) {
+// question asks for a PIN. With one try left it asks first whether that may be used up; last says that
+// it may. The error is *unanswered, or that of the token.
+func (w *wait) question(ctx context.Context, t token.Token, n keyring.Need) (pin []byte, last bool, err error) {
 	known := token.TriesUnknown
 	var about *token.AuthError
 	if errors.As(n.Err, &about) {
 		known = about.TriesLeft
 	}
-	left, err := p.triesLeft(ctx, t, known)
+	left, err := w.triesLeft(ctx, t, known)
 	if err != nil {
 		return nil, false, err
 	}
-	p.log.Info("asking for a PIN", "token", n.Token, "key", p.entry.Udf, "pid", p.pid)
+	w.log.Info("asking for a PIN", "token", n.Token, "key", n.Subject.Udf, "for", w.deed, "pid", w.pid)
 	if last = left == 1; last {
-		err = p.config.Prompter.Confirm(ctx, prompt.Question{Title: "mesh-agent", Text: p.lastTry(n)})
+		err = w.config.Prompter.Confirm(ctx, prompt.Question{Title: "mesh-agent", Text: w.lastTry(), Clients: w.clients})
 	}
 	if err == nil {
-		pin, err = p.config.Prompter.PIN(ctx, p.question(n, left))
+		pin, err = w.config.Prompter.PIN(ctx, w.words(n, left))
 	}
-	return pin, last, p.unanswered(n, err)
+	if err != nil {
+		return nil, false, &unanswered{n.Err, err}
+	}
+	return pin, last, nil
 }
 
 // triesLeft asks the token, if it tells.
@@ -245,96 +327,39 @@ func (p *plea) inTurn(ctx context.Context, t token.Token, do func() error) error
 	return do()
 }
 
-// unanswered is the answer to a client if a question has none.
-func (p *plea) unanswered(n keyring.Need, err error) error {
+// unanswered says that a question had no answer, or no right one.
+type unanswered struct {
+	needed error // about the PIN
+	why    error
+}
+
+// Error says what is needed, and why it is not there.
+func (u *unanswered) Error() string { return authText(u.needed) + ": " + u.why.Error() }
+
+// refused is the answer to a client if a question has none.
+func (w *wait) refused(u *unanswered) error {
 	var broken *prompt.ProgramError
 	switch {
-	case errors.As(err, &broken):
-		p.log.Warn("prompt failed", "token", n.Token, "err", err, "mend", broken.Mend)
-	case errors.Is(err, prompt.ErrBusy):
-		return &failure{statusTooMany, err.Error()}
-	case !errors.Is(err, prompt.ErrRefused) && !errors.Is(err, prompt.ErrNoAnswer):
-		return err
+	case errors.As(u.why, &broken):
+		w.log.Warn("prompt failed", "token", w.Token, "err", u.why, "mend", broken.Mend)
+	case errors.Is(u.why, prompt.ErrBusy):
+		return &failure{statusTooMany, u.why.Error()}
+	case !errors.Is(u.why, prompt.ErrRefused) && !errors.Is(u.why, prompt.ErrNoAnswer) && u.why != errWrong:
+		return u.why
 	}
-	return &failure{statusAuth, authText(n.Err) + ": " + err.Error()}
-}
-
-// unlocking is a token that a person is asked to unlock, for all who wait for that.
-type unlocking struct {
-	waiters int // guarded by prompts.mu
-	cancel  context.CancelFunc
-	done    chan struct{}
-	err     error // to be read when done is closed
-}
-
-// unlockOnce has unlock done for all who want the same token unlocked meanwhile. It is cancelled
-// when the last of them has gone.
-func (p *plea) unlockOnce(ctx context.Context, name string, unlock func(context.Context) error) error {
-	u := p.join(ctx, name, unlock)
-	select {
-	case <-u.done:
-		return u.err
-	case <-ctx.Done():
-	}
-	if p.leave(name, u) {
-		u.cancel()
-		<-u.done
-	}
-	return context.Cause(ctx)
-}
-
-// join begins to unlock a token unless somebody does already.
-func (p *plea) join(ctx context.Context, name string, unlock func(context.Context) error) *unlocking {
-	p.prompts.mu.Lock()
-	defer p.prompts.mu.Unlock()
-	if u := p.prompts.unlocks[name]; u != nil {
-		u.waiters++
-		return u
-	}
-	work, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	u := &unlocking{waiters: 1, cancel: cancel, done: make(chan struct{})}
-	if p.prompts.unlocks == nil {
-		p.prompts.unlocks = make(map[string]*unlocking)
-	}
-	p.prompts.unlocks[name] = u
-	go func() { // ends before the last of those who wait goes on
-		defer cancel()
-		u.err = unlock(work)
-		p.forget(name, u)
-		close(u.done)
-	}()
-	return u
-}
-
-// leave reports whether nobody waits for u any more; then nobody joins it either.
-func (p *plea) leave(name string, u *unlocking) (last bool) {
-	p.prompts.mu.Lock()
-	defer p.prompts.mu.Unlock()
-	u.waiters--
-	if u.waiters == 0 && p.prompts.unlocks[name] == u {
-		delete(p.prompts.unlocks, name)
-	}
-	return u.waiters == 0
-}
-
-func (p *plea) forget(name string, u *unlocking) {
-	p.prompts.mu.Lock()
-	defer p.prompts.mu.Unlock()
-	if p.prompts.unlocks[name] == u {
-		delete(p.prompts.unlocks, name)
-	}
+	return &failure{statusAuth, u.Error()}
 }
 
 // lastTry asks whether the last try may be used up.
-func (p *plea) lastTry(n keyring.Need) string {
+func (w *wait) lastTry() string {
 	return fmt.Sprintf("One try is left for the PIN of the token %s. If the next PIN is wrong, the token takes no PIN any more.\n%s\nUse up the last try?",
-		prompt.Line(n.Token), p.reason())
+		prompt.Line(w.Token), w.reason(w.Subject))
 }
 
-// question asks for the PIN.
-func (p *plea) question(n keyring.Need, left int) prompt.Question {
-	lines := []string{"PIN of the token " + prompt.Line(n.Token), p.reason()}
-	if eachTime(n) {
+// words are what asks for the PIN.
+func (w *wait) words(n keyring.Need, left int) prompt.Question {
+	lines := []string{"PIN of the token " + prompt.Line(n.Token), w.reason(n.Subject)}
+	if w.eachTime() {
 		lines = append(lines, "This key asks for it each time.")
 	}
 	switch {
@@ -351,7 +376,7 @@ func (p *plea) question(n keyring.Need, left int) prompt.Question {
 	case n.Touches == 1:
 		lines = append(lines, "Afterwards the token may want to be touched.")
 	}
-	q := prompt.Question{Title: "mesh-agent", Text: strings.Join(lines, "\n"), Prompt: "PIN"}
+	q := prompt.Question{Title: "mesh-agent", Text: strings.Join(lines, "\n"), Prompt: "PIN", Clients: w.clients}
 	switch {
 	case errors.Is(n.Err, token.ErrRefused):
 		q.Error = "The token has refused that PIN before. It was not presented again."
@@ -361,36 +386,20 @@ func (p *plea) question(n keyring.Need, left int) prompt.Question {
 	return q
 }
 
-// reason says in two lines what is to be done, with which key, and who asks for it.
-func (p *plea) reason() string {
-	key := p.entry.Udf
-	if p.entry.Label != "" {
-		key = prompt.Line(p.entry.Label) + ", " + key
+// reason says in two lines what is to be done, with which key if it is one, and who asks for it.
+func (p *plea) reason(s keyring.Subject) string {
+	names := s.Udf
+	switch label := prompt.Line(s.Label); {
+	case label != "" && names != "":
+		names = label + ", " + names
+	case label != "":
+		names = label
 	}
-	return fmt.Sprintf("Key: %s, for %s\nAsked for by: %s", key, deed(p.op), p.client())
-}
-
-// deed says what an operation does.
-func deed(op policy.Operation) string {
-	switch op {
-	case policy.SSH:
-		return "a signature for SSH"
-	case policy.Sign:
-		return "a signature"
-	case policy.SignEnvelope:
-		return "a signed envelope"
-	case policy.Agree:
-		return "an agreement"
-	case policy.Decrypt:
-		return "decryption"
-	case policy.Unwrap:
-		return "opening a key that is imported"
-	case policy.Authenticate:
-		return "authentication"
-	case policy.Share:
-		return "shares of it"
+	what := "For " + p.deed
+	if names != "" {
+		what = "Key: " + names + ", for " + p.deed
 	}
-	return op.String()
+	return what + "\nAsked for by: " + p.client()
 }
 
 // client names the program that asks. The process that connected may be another one by now, or

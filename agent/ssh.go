@@ -47,6 +47,7 @@ type request struct {
 	pid    int32 // of the process that connected, for people
 	owner  any   // tells connections apart in the queues
 	asking askingKeys
+	talk   talk
 }
 
 // answer appends the reply to one message, which has at least one octet, to dst.
@@ -164,6 +165,8 @@ func (r *request) sshSign(ctx context.Context, dst, contents []byte) []byte {
 	if !ok {
 		return append(dst, sshFailure)
 	}
+	ctx, done := r.attend(ctx, "a signature for SSH")
+	defer done()
 	signature, err := r.sshSignature(ctx, ask)
 	if err != nil {
 		f := r.answerTo(err)
@@ -203,7 +206,7 @@ func (r *request) sshSignature(ctx context.Context, ask signRequest) ([]byte, er
 	if err != nil {
 		return nil, err
 	}
-	signature, err := r.attend(entry, policy.SSH).Sign(ctx, r.gate(ids.snapshot, entry, policy.SSH), token.SignRequest{
+	signature, err := entry.Sign(ctx, r.gate(ids.snapshot, entry, policy.SSH), token.SignRequest{
 		Scheme: how.scheme, Hash: how.hash, Message: ask.data,
 	})
 	if err != nil {

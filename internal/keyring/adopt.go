@@ -56,7 +56,7 @@ func (k *Keyring) Adopt(ctx context.Context, gate Gate, spec AdoptSpec) (e *Entr
 func (k *Keyring) takeOver(ctx context.Context, gate Gate, d *draft, tok tokenAdopter, spec AdoptSpec) (*slot, error) {
 	learned := false
 	for {
-		s, err := k.create(ctx, gate, *d, tok, func() (token.Created, error) {
+		s, err := k.create(ctx, gate, *d, tok, func(ctx context.Context, _ token.Auth) (token.Created, error) {
 			created, err := tok.Adopt(ctx, token.AdoptRequest{
 				File: spec.File, Slot: spec.Slot, Policy: d.policy, Use: d.use, Associated: d.associated(token.PublicKey{}), Auth: spec.Auth,
 			})

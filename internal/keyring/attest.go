@@ -25,16 +25,17 @@ func (e *Entry) Attest(ctx context.Context, gate Gate, req token.AttestRequest) 
 		return token.AttestEvidence{}, err
 	}
 	p := e.slot.parts[0]
-	leave, err := gate.enter(ctx, p.tokenName)
-	if err != nil {
-		return token.AttestEvidence{}, err
-	}
-	defer leave()
-	if e.slot.deleted.Load() {
-		return token.AttestEvidence{}, token.ErrNotFound
-	}
 	req.Key = p.request
-	return attester.Attest(ctx, req)
+	var evidence token.AttestEvidence
+	err = inTurn(ctx, gate, e.subject(), p.need(), func(ctx context.Context, auth token.Auth) (err error) {
+		if e.slot.deleted.Load() {
+			return token.ErrNotFound
+		}
+		req.Auth = auth
+		evidence, err = attester.Attest(ctx, req)
+		return err
+	})
+	return evidence, err
 }
 
 func (e *Entry) attester() (token.Attester, error) {

@@ -38,8 +38,7 @@ type Entry struct {
 	// StateTokenAbsent, or "unreadable: " and why.
 	State string
 
-	slot  *slot
-	asker *Asker // nil for none; see Asking
+	slot *slot
 }
 
 // Part describes one of the keys whose sum an entry is.

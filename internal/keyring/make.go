@@ -79,8 +79,10 @@ func (k *Keyring) Generate(ctx context.Context, gate Gate, spec GenerateSpec) (*
 	if !ok {
 		return nil, fmt.Errorf("token %q makes no keys: %w", spec.Token, token.ErrUnsupported)
 	}
-	s, err := k.create(ctx, gate, d, tok, func() (token.Created, error) {
-		return generator.Generate(ctx, token.GenerateRequest{Algorithm: spec.Algorithm, Use: spec.Use, Associated: d.associated(token.PublicKey{}), Policy: d.policy, Place: spec.Place})
+	s, err := k.create(ctx, gate, d, tok, func(ctx context.Context, auth token.Auth) (token.Created, error) {
+		return generator.Generate(ctx, token.GenerateRequest{
+			Algorithm: spec.Algorithm, Use: spec.Use, Associated: d.associated(token.PublicKey{}), Policy: d.policy, Place: spec.Place, Auth: auth,
+		})
 	})
 	if err != nil {
 		return nil, err
@@ -108,13 +110,15 @@ func (k *Keyring) Import(ctx context.Context, gate Gate, spec ImportSpec) (e *En
 	if err != nil {
 		return nil, false, err
 	}
-	return k.importOnce(ctx, gate, d, importer, spec.Private, func() (token.Created, error) {
-		return importer.Import(ctx, token.ImportRequest{Private: spec.Private, Use: d.use, Associated: d.associated(token.PublicKey{}), Policy: d.policy, Place: spec.Place})
+	return k.importOnce(ctx, gate, d, importer, spec.Private, func(ctx context.Context, auth token.Auth) (token.Created, error) {
+		return importer.Import(ctx, token.ImportRequest{
+			Private: spec.Private, Use: d.use, Associated: d.associated(token.PublicKey{}), Policy: d.policy, Place: spec.Place, Auth: auth,
+		})
 	})
 }
 
 // importOnce has make put a key into the token unless the ring has it.
-func (k *Keyring) importOnce(ctx context.Context, gate Gate, d draft, tok token.Token, private *token.PrivateKey, make func() (token.Created, error)) (e *Entry, existed bool, err error) {
+func (k *Keyring) importOnce(ctx context.Context, gate Gate, d draft, tok token.Token, private *token.PrivateKey, make making) (e *Entry, existed bool, err error) {
 	public, err := mesh.PublicOf(private)
 	if err != nil {
 		return nil, false, fmt.Errorf("import key: %w", err)
@@ -135,7 +139,7 @@ func (k *Keyring) importOnce(ctx context.Context, gate Gate, d draft, tok token.
 }
 
 // importNew has make put a key into the token and checks that it is the one of public.
-func (k *Keyring) importNew(ctx context.Context, gate Gate, d draft, tok token.Token, public token.PublicKey, make func() (token.Created, error)) (*Entry, error) {
+func (k *Keyring) importNew(ctx context.Context, gate Gate, d draft, tok token.Token, public token.PublicKey, make making) (*Entry, error) {
 	s, err := k.create(ctx, gate, d, tok, make)
 	if err != nil {
 		return nil, err
@@ -163,7 +167,7 @@ func (k *Keyring) AddComposite(ctx context.Context, gate Gate, spec CompositeSpe
 		return nil, fmt.Errorf("%w: a contribution of algorithm %s to a key of %s", token.ErrBadRequest, spec.Contribution.Algorithm, base.Algorithm)
 	}
 	d := draft{use: spec.Use, label: spec.Label, release: spec.Release, tokenName: spec.Token, imported: true, policy: spec.Policy, base: base.slot}
-	add, err := k.beginContribution(ctx, &d, spec)
+	add, err := k.beginContribution(&d, spec)
 	if err != nil {
 		return nil, err
 	}
@@ -209,7 +213,7 @@ func (e *Entry) checkBase(use token.Use, release token.Release) error {
 }
 
 // beginContribution checks what is asked for and returns what takes the contribution in.
-func (k *Keyring) beginContribution(ctx context.Context, d *draft, spec CompositeSpec) (func() (token.Created, error), error) {
+func (k *Keyring) beginContribution(d *draft, spec CompositeSpec) (making, error) {
 	if spec.Seal {
 		if err := d.seal(""); err != nil {
 			return nil, err
@@ -218,8 +222,8 @@ func (k *Keyring) beginContribution(ctx context.Context, d *draft, spec Composit
 		if err != nil {
 			return nil, err
 		}
-		return func() (token.Created, error) {
-			created, _, err := k.sealPrivate(ctx, sealer, *d, spec.Contribution)
+		return func(ctx context.Context, auth token.Auth) (token.Created, error) {
+			created, _, err := k.sealPrivate(ctx, sealer, *d, spec.Contribution, auth)
 			return created, err
 		}, nil
 	}
@@ -227,9 +231,9 @@ func (k *Keyring) beginContribution(ctx context.Context, d *draft, spec Composit
 	if err != nil {
 		return nil, err
 	}
-	return func() (token.Created, error) {
+	return func(ctx context.Context, auth token.Auth) (token.Created, error) {
 		return importer.Import(ctx, token.ImportRequest{
-			Private: spec.Contribution, Use: d.use, Associated: d.associated(token.PublicKey{}), Policy: d.policy,
+			Private: spec.Contribution, Use: d.use, Associated: d.associated(token.PublicKey{}), Policy: d.policy, Auth: auth,
 		})
 	}, nil
 }
@@ -242,32 +246,48 @@ func (k *Keyring) Delete(ctx context.Context, gate Gate, keyID string) (*Entry, 
 	if err != nil {
 		return nil, err
 	}
-	release, err := k.reserveAll(ctx, e.slot.indices()...)
+	n := Need{Unlock: true}
+	err = attended(ctx, e.subject(), token.Auth{}, func() Need { return n }, func(ctx context.Context, _ token.Auth) (err error) {
+		n.Token, err = k.deleteOnce(ctx, gate, e)
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}
-	defer release()
-	if now, err := k.Snapshot().FindPublic(e.Public); err != nil || now.slot != e.slot {
-		return nil, token.ErrNotFound // deleted while this waited
-	}
-	if err := k.CheckRollback(ctx, gate); err != nil { // before anything is deleted
-		return nil, err
-	}
-	e.slot.deleted.Store(true)
-	if err := k.deleteParts(ctx, gate, e.slot); err != nil {
-		e.slot.deleted.Store(false)
-		return nil, fmt.Errorf("delete key: %w", err)
-	}
-	if err := k.removeRecord(ctx, gate, e.Udf); err != nil && !errors.Is(err, store.ErrNotFound) {
-		e.slot.deleted.Store(false)
-		return nil, fmt.Errorf("delete key: %w", err)
-	}
-	k.publish(func(s *Snapshot) *Snapshot { return s.without(e.slot) })
 	var errs []error
 	for _, p := range e.slot.parts {
 		errs = append(errs, p.forget())
 	}
 	return e, errors.Join(errs...)
+}
+
+// deleteOnce is Delete without asking anybody: the key is out of use meanwhile. With an error it returns which token the
+// part is in that was not deleted.
+func (k *Keyring) deleteOnce(ctx context.Context, gate Gate, e *Entry) (at string, err error) {
+	release, err := k.reserveAll(ctx, e.slot.indices()...)
+	if err != nil {
+		return "", err
+	}
+	defer release()
+	if now, err := k.Snapshot().FindPublic(e.Public); err != nil || now.slot != e.slot {
+		return "", token.ErrNotFound // deleted while this waited
+	}
+	if err := k.CheckRollback(ctx, gate); err != nil { // before anything is deleted
+		return "", err
+	}
+	e.slot.deleted.Store(true)
+	at, err = k.deleteParts(ctx, gate, e.slot)
+	if err == nil {
+		if err = k.removeRecord(ctx, gate, e.Udf); errors.Is(err, store.ErrNotFound) {
+			err = nil
+		}
+	}
+	if err != nil {
+		e.slot.deleted.Store(false)
+		return at, fmt.Errorf("delete key: %w", err)
+	}
+	k.publish(func(s *Snapshot) *Snapshot { return s.without(e.slot) })
+	return "", nil
 }
 
 // indices are those of the key and of its parts. Who deletes a key reserves all: of two keys that share a
@@ -280,17 +300,18 @@ func (s *slot) indices() [][sha256.Size]byte {
 	return out
 }
 
-func (k *Keyring) deleteParts(ctx context.Context, gate Gate, s *slot) error {
+// deleteParts returns the token of the part that could not be deleted with the error.
+func (k *Keyring) deleteParts(ctx context.Context, gate Gate, s *slot) (at string, err error) {
 	for _, p := range s.parts {
 		if k.usedElsewhere(s, p) {
 			continue
 		}
 		err := p.deleteFromToken(ctx, gate)
 		if err != nil && !errors.Is(err, token.ErrNotFound) && !errors.Is(err, token.ErrReplaced) {
-			return err
+			return p.tokenName, err
 		}
 	}
-	return nil
+	return "", nil
 }
 
 // usedElsewhere reports whether another key has this part too: a composite its base's. A record that did not
@@ -477,25 +498,31 @@ func conflict(held *Entry, d draft, public token.PublicKey) error {
 	return &ConflictError{Udf: held.Udf, Use: held.Use, Token: held.Token, Differs: differs}
 }
 
+// making has a token make a key, or take it in, or seal it.
+type making func(ctx context.Context, auth token.Auth) (token.Created, error)
+
 // create has the token make the key, and opens it, in one turn at the gate. If
 // anything is wrong with it, it is undone.
-func (k *Keyring) create(ctx context.Context, gate Gate, d draft, tok token.Token, make func() (token.Created, error)) (*slot, error) {
-	leave, err := gate.enter(ctx, d.tokenName)
+func (k *Keyring) create(ctx context.Context, gate Gate, d draft, tok token.Token, make making) (*slot, error) {
+	var s *slot
+	var refused error // of what was made: nobody is asked, and nothing made twice
+	n := Need{Token: d.tokenName, Unlock: d.adopted}
+	err := inTurn(ctx, gate, Subject{Label: d.label}, n, func(ctx context.Context, auth token.Auth) error {
+		created, err := make(ctx, auth)
+		if err != nil {
+			return fmt.Errorf("make key in token %q: %w", d.tokenName, err)
+		}
+		if s, refused = k.adopt(ctx, d, created); refused != nil && !d.adopted {
+			p := &part{tokenName: d.tokenName, token: tok, guard: d.guard, request: token.OpenRequest{Handle: created.Handle}}
+			refused = errors.Join(refused, k.undo(ctx, nil, p))
+		}
+		return nil
+	})
+	if err == nil {
+		err = refused
+	}
 	if err != nil {
 		return nil, err
-	}
-	defer leave()
-	created, err := make()
-	if err != nil {
-		return nil, fmt.Errorf("make key in token %q: %w", d.tokenName, err)
-	}
-	s, err := k.adopt(ctx, d, created)
-	if err != nil {
-		if d.adopted {
-			return nil, err
-		}
-		p := &part{tokenName: d.tokenName, token: tok, guard: d.guard, request: token.OpenRequest{Handle: created.Handle}}
-		return nil, errors.Join(err, k.undo(ctx, nil, p))
 	}
 	return s, nil
 }
@@ -530,7 +557,7 @@ var errPCRs = fmt.Errorf("PCRs: %w: for sealed keys only", token.ErrBadRequest)
 
 // undo removes a key that will not appear from its token, although the request may be over.
 func (k *Keyring) undo(ctx context.Context, gate Gate, p *part) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
+	ctx, cancel := context.WithTimeout(WithAsker(context.WithoutCancel(ctx), nil), undoTimeout)
 	defer cancel()
 	if err := errors.Join(p.forget(), p.deleteFromToken(ctx, gate)); err != nil {
 		return fmt.Errorf("undo: %w", err)

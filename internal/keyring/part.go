@@ -68,7 +68,7 @@ func (k *Keyring) newParts(r store.Record, alg token.Algorithm, use token.Use, s
 		}
 		id.use, id.token, id.imported, id.policy = p.use, p.tokenName, p.imported, p.policy
 		id.guard, id.pcrs, id.public = p.guard, p.pcrs, p.public
-		p.request = token.OpenRequest{Handle: rp.Handle, Public: p.public, Use: p.use, Associated: id.octets()}
+		p.request = token.OpenRequest{Handle: rp.Handle, Public: p.public, Use: p.use, Associated: id.octets(), Imported: p.imported}
 		id.earlier = append(id.earlier, p.public)
 		parts = append(parts, p)
 	}

@@ -64,8 +64,8 @@ func (k *Keyring) ImportSealed(ctx context.Context, gate Gate, spec ImportSpec) 
 }
 
 func (k *Keyring) sealOnce(ctx context.Context, gate Gate, d draft, sealer tokenSealer, private *token.PrivateKey) (e *Entry, existed bool, recovery []byte, err error) {
-	e, existed, err = k.importOnce(ctx, gate, d, sealer, private, func() (created token.Created, err error) {
-		created, recovery, err = k.sealPrivate(ctx, sealer, d, private)
+	e, existed, err = k.importOnce(ctx, gate, d, sealer, private, func(ctx context.Context, auth token.Auth) (created token.Created, err error) {
+		created, recovery, err = k.sealPrivate(ctx, sealer, d, private, auth)
 		return created, err
 	})
 	if err != nil {
@@ -128,7 +128,7 @@ func (k *Keyring) beginSeal(d draft, alg token.Algorithm) (tokenSealer, error) {
 }
 
 // sealPrivate has the token seal a private key.
-func (k *Keyring) sealPrivate(ctx context.Context, sealer token.Sealer, d draft, private *token.PrivateKey) (created token.Created, recovery []byte, err error) {
+func (k *Keyring) sealPrivate(ctx context.Context, sealer token.Sealer, d draft, private *token.PrivateKey, auth token.Auth) (created token.Created, recovery []byte, err error) {
 	public, err := mesh.PublicOf(private)
 	if err != nil {
 		return token.Created{}, nil, err
@@ -139,7 +139,7 @@ func (k *Keyring) sealPrivate(ctx context.Context, sealer token.Sealer, d draft,
 	}
 	defer clear(secret)
 	sealed, err := sealer.Seal(ctx, token.SealRequest{
-		Secret: secret, Associated: d.associated(public), PIN: d.policy.PIN, PCRs: d.pcrs,
+		Secret: secret, Associated: d.associated(public), PIN: d.policy.PIN, PCRs: d.pcrs, Auth: auth,
 	})
 	if err != nil {
 		return token.Created{}, nil, err
@@ -335,12 +335,16 @@ func (k *Keyring) reseal(ctx context.Context, gate Gate, old *slot, at int, spec
 	if !ok {
 		return nil, nil, fmt.Errorf("token %q seals nothing: %w", p.tokenName, token.ErrUnsupported)
 	}
-	leave, err := gate.enter(ctx, p.tokenName)
-	if err != nil {
-		return nil, nil, err
-	}
-	defer leave()
-	private, err := p.unsealPrivate(ctx, spec.Recovery)
+	err = inTurn(ctx, gate, old.entry.Load().subject(), p.need(), func(ctx context.Context, _ token.Auth) error {
+		s, recovery, err = k.resealNow(ctx, old, at, sealer, spec)
+		return err
+	})
+	return s, recovery, err
+}
+
+// resealNow is reseal in a turn of the token.
+func (k *Keyring) resealNow(ctx context.Context, old *slot, at int, sealer token.Sealer, spec ResealSpec) (s *slot, recovery []byte, err error) {
+	private, err := old.parts[at].unsealPrivate(ctx, spec.Recovery)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -351,7 +355,7 @@ func (k *Keyring) reseal(ctx context.Context, gate Gate, old *slot, at int, spec
 			return nil, nil, err
 		}
 	}
-	created, recovery, err := k.sealPrivate(ctx, sealer, d, private)
+	created, recovery, err := k.sealPrivate(ctx, sealer, d, private, token.Auth{})
 	if err != nil {
 		return nil, nil, err
 	}

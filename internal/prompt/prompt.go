@@ -65,6 +65,9 @@ type Question struct {
 	Text   string // lines
 	Prompt string // before the field of a PIN: "PIN"
 	Error  string // what was wrong with the answer before; empty for none
+	// Clients returns the processes that wait for the answer, which take turns; nil is one that has no number. It
+	// must not block, nor ask.
+	Clients func() []int32
 }
 
 // Prompter asks one question at a time; further ones wait. Its methods may be called from
