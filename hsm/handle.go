@@ -104,7 +104,10 @@ func signOctet(p token.PublicKey) byte {
 
 // check compares a handle with the identity that a record gives its key.
 func (h handle) check(req token.OpenRequest) error {
-	if h.found {
+	switch {
+	case h.found && !req.Imported:
+		return fmt.Errorf("%w: another program's key, although its record calls it the agent's own", token.ErrCorrupt)
+	case h.found:
 		return nil
 	}
 	if len(h.id) != idLength {

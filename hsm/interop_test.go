@@ -46,7 +46,7 @@ func TestAdoptFromTools(t *testing.T) {
 			t.Errorf("%s: %v, %v", label, created.Public.Algorithm, err)
 			continue
 		}
-		k, err := tok.Open(t.Context(), token.OpenRequest{Handle: created.Handle, Public: created.Public, Use: token.UseSign})
+		k, err := tok.Open(t.Context(), token.OpenRequest{Handle: created.Handle, Public: created.Public, Use: token.UseSign, Imported: true})
 		if err != nil {
 			t.Fatal(err)
 		}

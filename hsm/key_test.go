@@ -191,7 +191,12 @@ func TestAdopt(t *testing.T) {
 		if err != nil {
 			t.Fatalf("%s: %v", slot, err)
 		}
-		k, err := tok.Open(t.Context(), token.OpenRequest{Handle: created.Handle, Public: created.Public, Use: token.UseSign})
+		open := token.OpenRequest{Handle: created.Handle, Public: created.Public, Use: token.UseSign}
+		if _, err := tok.Open(t.Context(), open); !errors.Is(err, token.ErrCorrupt) {
+			t.Errorf("%s: Open as a key of the agent's own: %v, want ErrCorrupt", slot, err)
+		}
+		open.Imported = true
+		k, err := tok.Open(t.Context(), open)
 		if err != nil {
 			t.Fatal(err)
 		}

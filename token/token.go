@@ -81,6 +81,9 @@ type OpenRequest struct {
 	Public     PublicKey // as in Created.Public
 	Use        Use
 	Associated []byte // as in GenerateRequest.Associated
+	// Imported says that the key was outside of the token once, or was made in it by others. Of a key of which this is not
+	// said, a token that can tell that it was returns ErrCorrupt.
+	Imported bool
 }
 
 // Created is a key that a token now holds.

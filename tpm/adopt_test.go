@@ -95,7 +95,12 @@ func adopt(t *testing.T, tok *Token, req token.AdoptRequest) token.OpenRequest {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return openRequest(c, req.Use)
+	open := openRequest(c, req.Use)
+	if _, err := tok.Open(t.Context(), open); !errors.Is(err, token.ErrCorrupt) {
+		t.Errorf("Open of an adopted key as one that was generated here: %v, want ErrCorrupt", err)
+	}
+	open.Imported = true
+	return open
 }
 
 // TestExportOpenSSL has OpenSSL use keys that were made here, under a derived and under
@@ -231,6 +236,24 @@ func TestAdoptParents(t *testing.T) {
 			sign(t, openKey(t, tok, req))
 		})
 	}
+}
+
+// TestImported has an imported key called one that was generated here, by its own associated data too: the TPM knows better.
+func TestImported(t *testing.T) {
+	t.Parallel()
+	tok := open(t, Options{Device: tpmtest.Start(t).Device()})
+	scalar := make([]byte, 32)
+	scalar[31] = 7
+	c, err := tok.Import(t.Context(), token.ImportRequest{Private: &token.PrivateKey{Algorithm: token.P256, Scalar: scalar}, Use: token.UseSign})
+	if err != nil {
+		t.Fatal(err)
+	}
+	req := openRequest(c, token.UseSign)
+	if _, err := tok.Open(t.Context(), req); !errors.Is(err, token.ErrCorrupt) {
+		t.Errorf("Open of an imported key as one that was generated here: %v, want ErrCorrupt", err)
+	}
+	req.Imported = true
+	sign(t, openKey(t, tok, req))
 }
 
 // TestAdoptEmptyAuth adopts a key whose file says, as tpm2_encodeobject has it, the contrary of what is.

@@ -208,8 +208,17 @@ func (b *blob) check(req token.OpenRequest) error {
 		return fmt.Errorf("made to %s, used as %q", b.purpose, string(req.Use))
 	case b.bound() && !bytes.Equal(b.public.AuthPolicy.Buffer, keyBinding(b.parentName, req.Use, req.Associated)):
 		return errors.New("use or associated data is not that with which the key was made")
+	case !req.Imported && !b.generated():
+		return errors.New("not generated in this TPM by this program, although its record says so")
 	}
 	return nil
+}
+
+// generated reports whether this TPM has generated the key for this program and gives it to no other TPM. The TPM's own
+// attributes say so: they are part of the key's Name.
+func (b *blob) generated() bool {
+	a := b.public.ObjectAttributes
+	return b.bound() && a.FixedTPM && a.FixedParent && a.SensitiveDataOrigin
 }
 
 func purposeFrom(public *tpm2.TPMTPublic) (purpose, error) {

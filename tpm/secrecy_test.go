@@ -130,7 +130,9 @@ func importScalar(t *testing.T, tok *Token) []byte {
 	if err != nil {
 		t.Fatal(err)
 	}
-	sign(t, openKey(t, tok, openRequest(c, token.UseSign)))
+	open := openRequest(c, token.UseSign)
+	open.Imported = true
+	sign(t, openKey(t, tok, open))
 	return scalar.Bytes()
 }
 

@@ -278,7 +278,7 @@ func (t *Token) supports(a token.Algorithm, u token.Use) error {
 
 // Open loads a key into the TPM and checks that it is the key of req.Public, made for
 // req.Use and with req.Associated. Of a key that was adopted it checks that it can be used for
-// req.Use. It needs no PIN.
+// req.Use. Of one that is not said to be imported it checks that it was generated here. It needs no PIN.
 // Errors: token.ErrCorrupt; token.ErrReplaced for a key of another TPM; token.ErrAbsent.
 func (t *Token) Open(ctx context.Context, req token.OpenRequest) (token.Key, error) {
 	b, err := decodeBlob(req.Handle)

@@ -78,7 +78,7 @@ func (d *device) answerWith(t testing.TB, s *attest.Statement, bind, open *attes
 		t.Fatal(err)
 	}
 	e, err := d.token.Attest(t.Context(), token.AttestRequest{
-		Key:        token.OpenRequest{Handle: d.key.Handle, Public: d.key.Public, Use: d.use},
+		Key:        token.OpenRequest{Handle: d.key.Handle, Public: d.key.Public, Use: d.use, Imported: true},
 		Qualifying: qualifying, PCRs: s.PCRs, Credential: open.Credential,
 	})
 	if err != nil {

@@ -629,7 +629,9 @@ func (s *suite) imports(t *testing.T) {
 			if !c.Public.Equal(token.PublicKey{Algorithm: p.algorithm, Octets: private.public}) {
 				t.Errorf("Import(%s): public key %x, want %x", p.algorithm, c.Public.Octets, private.public)
 			}
-			k, err := s.tok.Open(t.Context(), openRequest(c, p.use))
+			req := openRequest(c, p.use)
+			req.Imported = true
+			k, err := s.tok.Open(t.Context(), req)
 			if err != nil {
 				t.Errorf("Open(%s, %s) of an imported key: %v", p.algorithm, p.use, err)
 				continue
