@@ -31,7 +31,8 @@ step "staticcheck"
 $GO tool staticcheck ./...
 
 step "tests"
-GORACE=atexit_sleep_ms=0 $GO test -race ./... # else every process that tests start takes a second to end
+# Processes that tests start would take a second each to end. The time limit is for tests that hang, on slow machines too.
+GORACE=atexit_sleep_ms=0 $GO test -race -timeout 60m ./...
 
 step "fuzzing, $FUZZTIME each"
 targets=$(grep -r --include='*_test.go' -o -E '^func Fuzz[A-Za-z0-9_]+' . | sed 's|/[^/]*:func |:|' | sort)

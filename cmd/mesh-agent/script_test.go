@@ -165,7 +165,7 @@ func command(ts *testscript.TestScript, name string, args ...string) *exec.Cmd {
 	c.Args[0] = name
 	c.Dir = ts.MkAbs(".")
 	c.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	for _, name := range []string{"PATH", "HOME", "TMPDIR", "MESH_AGENT_TPM", "PCSCLITE_CSOCK_NAME", "CREDENTIALS_DIRECTORY", "XDG_RUNTIME_DIR", "XDG_STATE_HOME"} {
+	for _, name := range []string{"PATH", "HOME", "TMPDIR", "GORACE", "MESH_AGENT_TPM", "PCSCLITE_CSOCK_NAME", "CREDENTIALS_DIRECTORY", "XDG_RUNTIME_DIR", "XDG_STATE_HOME"} {
 		if value := ts.Getenv(name); value != "" {
 			c.Env = append(c.Env, name+"="+value)
 		}
@@ -332,7 +332,7 @@ func activate(ts *testscript.TestScript, neg bool, args []string) {
 		names = append(names, strings.TrimSuffix(filepath.Base(rest[0]), ".sock"))
 		rest = rest[1:]
 	}
-	flags = append(flags, "--fdname", strings.Join(names, ":"), "-E", "PATH", "-E", "HOME")
+	flags = append(flags, "--fdname", strings.Join(names, ":"), "-E", "PATH", "-E", "HOME", "-E", "GORACE")
 	program := command(ts, "mesh-agent").Path
 	flags = append(flags, program, "serve")
 	if len(rest) > 0 {
