@@ -165,6 +165,16 @@ func (c *child) alive() bool {
 	}
 }
 
+// endOr returns when the process ended; now if it is still ending.
+func (c *child) endOr(now time.Time) time.Time {
+	select {
+	case <-c.dead:
+		return c.endedAt
+	default:
+		return now
+	}
+}
+
 // call sends a request and waits for its answer, for ctx or for the end of the process. When ctx
 // ends first, the call goes on without its caller, and so does its time.
 func (c *child) call(ctx context.Context, request *call, timeout time.Duration) (*reply, error) {

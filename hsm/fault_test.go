@@ -3,6 +3,8 @@ package hsm
 import (
 	"context"
 	"errors"
+	"os"
+	"os/exec"
 	"strconv"
 	"strings"
 	"sync"
@@ -217,6 +219,99 @@ func TestHangAtStart(t *testing.T) {
 	awaitState(t, tok, token.StateLocked)
 	if err := tok.Unlock(t.Context(), []byte(hsmtest.PIN)); err != nil {
 		t.Error(err)
+	}
+}
+
+// The helper ends with the agent, also while its module hangs: nobody else would end it.
+func TestHelperEndsWithAgent(t *testing.T) {
+	t.Parallel()
+	for _, function := range []string{"Initialize", "GetSlotList"} {
+		fake := hsmtest.NewFake(t)
+		await, _ := fake.Hold(t, function)
+		c, theirs, err := newChild(ModuleOptions{Sessions: 1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		helper := exec.CommandContext(t.Context(), executable(t), helperArgument)
+		helper.Env, helper.ExtraFiles = append([]string{}, fake.Environment...), []*os.File{theirs}
+		if err := helper.Start(); err != nil {
+			t.Fatal(err)
+		}
+		theirs.Close()
+		err = errors.Join(
+			c.send(1, &call{op: opInit, data: [][]byte{[]byte(fake.Path), nil}, limit: 1, other: 1}),
+			c.send(2, &call{op: opSlots}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		await()
+		c.conn.Close()
+		if err := helper.Wait(); err != nil {
+			t.Errorf("%s hangs: %v", function, err)
+		}
+	}
+}
+
+// A process that was being started when the last token was closed is ended, and a module can be used again after that.
+func TestClosedWhileStarting(t *testing.T) {
+	t.Parallel()
+	fake := hsmtest.NewFake(t)
+	m := newTestModule(t, fake.Setup)
+	await, release := fake.Hold(t, "Initialize")
+	tok, err := Open(t.Context(), Options{Module: m, URI: URI{Token: fake.Label}, Wait: time.Nanosecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	await()
+	if err := tok.Close(); err != nil {
+		t.Error(err)
+	}
+	m.mu.Lock()
+	starting := m.starting
+	m.mu.Unlock()
+	release()
+	<-starting
+	if c := m.running(); c != nil {
+		t.Errorf("process %d is left", c.cmd.Process.Pid)
+	}
+	fake.Heal(t, "Initialize")
+	openUnlocked(t, m, fake.Setup)
+}
+
+// Close does not wait for a module that hangs with a PIN.
+func TestCloseDuringLogin(t *testing.T) {
+	t.Parallel()
+	fake := hsmtest.NewFake(t)
+	tok := openLocked(t, newTestModule(t, fake.Setup, func(o *ModuleOptions) { o.Timeout = time.Hour }), fake.Setup)
+	await, _ := fake.Hold(t, "Login")
+	unlocked := make(chan error)
+	go func() { unlocked <- tok.Unlock(t.Context(), []byte(hsmtest.PIN)) }()
+	await()
+	if err := tok.Close(); err != nil {
+		t.Error(err)
+	}
+	if err := <-unlocked; err == nil {
+		t.Error("a closed token was unlocked")
+	}
+}
+
+// A module that has forgotten all its sessions, as one does whose token was taken out and put back, goes on with
+// new ones, and nobody notices.
+func TestForgottenSessions(t *testing.T) {
+	t.Parallel()
+	fake := hsmtest.NewFake(t)
+	tok := openUnlocked(t, newTestModule(t, fake.Setup), fake.Setup)
+	k := signKeyFor(t, tok, token.P256)
+	l := hsmtest.StartLoad(t, 8, func(error) bool { return false }, func(int) error { return signOnce(t.Context(), k, token.Auth{}) })
+	for fake.Opened(t) < 4 { // the anchor, and three at least that are idle afterwards
+		l.AwaitRight("until there are sessions", 1)
+	}
+	l.Stop()
+	for range 3 {
+		fake.Do(t, "SignInit", "forget")
+		for range 4 {
+			wantSign(t, "after the sessions were forgotten", k, nil)
+		}
 	}
 }
 

@@ -129,12 +129,13 @@ func Open(ctx context.Context, o Options) (*Token, error) {
 	}
 	t.life, t.end = context.WithCancel(context.Background())
 	t.setInfo(nil, token.StateAbsent)
+	t.module.hold()
 	err := t.bindWithin(ctx, cmp.Or(o.Wait, defaultWait))
 	if err != nil && !errors.Is(err, token.ErrAbsent) && !errors.Is(err, token.ErrReplaced) {
 		t.end()
+		t.module.release()
 		return nil, fmt.Errorf("pkcs11: open token: %w", err)
 	}
-	t.module.hold()
 	t.work.Go(t.searcher)
 	if err != nil {
 		t.lookAgain()

@@ -258,7 +258,7 @@ func (k *key) callAt(ctx context.Context, b *binding, auth token.Auth, c call, r
 }
 
 // callWithPIN runs an operation that presents the PIN anew, one at a time, so that a wrong
-// one costs one try.
+// one costs one try, even if the caller goes away.
 func (t *Token) callWithPIN(ctx context.Context, b *binding, pin []byte, c *call) (*reply, error) {
 	if len(pin) == 0 {
 		return nil, pinErrorOf(&token.AuthError{Reason: token.ErrAuthNeeded, Detail: token.ErrEachTime}, b.info.flags)
@@ -271,6 +271,8 @@ func (t *Token) callWithPIN(ctx context.Context, b *binding, pin []byte, c *call
 		return nil, err
 	}
 	c.pin = pin
+	ctx, end := t.outlasting(ctx)
+	defer end()
 	r, err := t.module.call(ctx, b.child, c)
 	return r, t.loginResultLocked(ctx, b, pin, err)
 }

@@ -147,22 +147,33 @@ func TestWrongPINAbandoned(t *testing.T) {
 	t.Parallel()
 	fake := hsmtest.NewFake(t)
 	tok := openLocked(t, newTestModule(t, fake.Setup), fake.Setup)
+	wantOneTry(t, fake, "unlock", func(ctx context.Context) error { return tok.Unlock(ctx, wrongPIN(0)) })
+
+	fake = hsmtest.NewFake(t)
+	k := alwaysKey(t, openUnlocked(t, newTestModule(t, fake.Setup), fake.Setup))
+	wantOneTry(t, fake, "sign", func(ctx context.Context) error { return signOnce(ctx, k, token.Auth{PIN: wrongPIN(0)}) })
+}
+
+// wantOneTry has f present a wrong PIN twice, the first time for a caller that goes away while it is in the module.
+func wantOneTry(t *testing.T, fake hsmtest.Fake, what string, f func(context.Context) error) {
+	t.Helper()
+	before := fake.Logins(t)
 	await, release := fake.Hold(t, "Login")
 	ctx, cancel := context.WithCancel(t.Context())
-	unlocked := make(chan error)
-	go func() { unlocked <- tok.Unlock(ctx, wrongPIN(0)) }()
+	done := make(chan error)
+	go func() { done <- f(ctx) }()
 	await()
 	cancel()
 	release()
-	if err := <-unlocked; err == nil {
-		t.Error("a wrong PIN unlocks")
+	if err := <-done; !errors.Is(err, token.ErrAuthWrong) {
+		t.Errorf("%s with a wrong PIN: %v, want ErrAuthWrong", what, err)
 	}
 	fake.Heal(t, "Login")
-	if err := tok.Unlock(t.Context(), wrongPIN(0)); !errors.Is(err, token.ErrRefused) {
-		t.Errorf("the same PIN again: %v, want ErrRefused", err)
+	if err := f(t.Context()); !errors.Is(err, token.ErrRefused) {
+		t.Errorf("%s with the same PIN again: %v, want ErrRefused", what, err)
 	}
-	if n := fake.Logins(t); n != 1 {
-		t.Errorf("it was presented %d times", n)
+	if n := fake.Logins(t) - before; n != 1 {
+		t.Errorf("%s: the PIN was presented %d times", what, n)
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/mesh-agent/mesh-agent/internal/secret"
 	"github.com/mesh-agent/mesh-agent/token"
@@ -105,7 +106,9 @@ func (t *Token) login(ctx context.Context, pin []byte) error {
 	t.pin = secret.Bytes(append([]byte(nil), pin...))
 	in := *b
 	in.loggedIn = true
-	t.probeLocked(context.WithoutCancel(ctx), &in)
+	ctx, end := t.outlasting(ctx)
+	defer end()
+	t.probeLocked(ctx, &in)
 	t.publishLocked(&in)
 	return nil
 }
@@ -124,9 +127,20 @@ func (t *Token) presentLocked(ctx context.Context, b *binding, pin []byte) error
 	if err := t.checkTriesLocked(ctx, b, pin); err != nil {
 		return err
 	}
-	ctx = context.WithoutCancel(ctx)
+	ctx, end := t.outlasting(ctx)
+	defer end()
 	_, err := t.module.call(ctx, b.child, &call{op: opLogin, slot: b.info.slot, pin: pin})
 	return t.loginResultLocked(ctx, b, pin, err)
+}
+
+// outlasting returns the context of what is waited for even if the caller goes away. It ends a while after Close began.
+func (t *Token) outlasting(ctx context.Context) (outlasting context.Context, end func()) {
+	outlasting, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(t.life, func() { time.AfterFunc(retireGrace, cancel) })
+	return outlasting, func() {
+		stop()
+		cancel()
+	}
 }
 
 // checkTriesLocked refuses a PIN that the token would refuse.

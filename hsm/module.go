@@ -77,7 +77,8 @@ type Module struct {
 	failures  int
 	notBefore time.Time
 	closed    bool
-	tokens    int // open
+	tokens    int  // open
+	unused    bool // the last of them was closed
 	retired   sync.WaitGroup
 }
 
@@ -140,6 +141,7 @@ func (m *Module) hold() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.tokens++
+	m.unused = false
 }
 
 // release ends the helper with the last token.
@@ -148,7 +150,7 @@ func (m *Module) release() {
 	m.tokens--
 	var c *child
 	if m.tokens == 0 {
-		c, m.child = m.child, nil
+		c, m.child, m.unused = m.child, nil, true
 	}
 	m.mu.Unlock()
 	if c != nil {
@@ -197,8 +199,8 @@ func (m *Module) ensure(ctx context.Context) (*child, error) {
 func (m *Module) untilStart() time.Duration {
 	if old := m.child; old != nil {
 		m.child = nil
-		if old.endedAt.Sub(old.started) < shortLife {
-			m.backOff(old.endedAt)
+		if ended := old.endOr(time.Now()); ended.Sub(old.started) < shortLife {
+			m.backOff(ended)
 		} else {
 			m.failures = 0
 		}
@@ -219,7 +221,7 @@ func (m *Module) beginStart(wait time.Duration) {
 		switch {
 		case err != nil:
 			m.backOff(time.Now())
-		case m.closed:
+		case m.closed || m.unused:
 			m.startErr = token.ErrClosed
 			c.stop()
 		default:

@@ -6,6 +6,8 @@ import (
 	"os"
 	"runtime"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 // backend executes calls in the helper. It may be called from several goroutines at once.
@@ -15,7 +17,7 @@ type backend interface {
 
 // ServeModule is the helper process: it loads the module that the agent names in its first
 // call on descriptor 3, and then executes calls on as many threads as the agent says, until the agent
-// closes the socket. It does not wait for calls that a module does not finish.
+// closes the socket or ends. It does not wait for calls that a module does not finish.
 func ServeModule() error {
 	conn := &socket{helperFD}
 	syscall.CloseOnExec(helperFD)
@@ -27,6 +29,24 @@ func ServeModule() error {
 	if first.op != opInit || len(first.data) != 2 || first.other == 0 || first.other > maxSessionLimit+1 {
 		return fmt.Errorf("first call: %w", errFrame)
 	}
+	ended := make(chan error, 2)
+	go func() { ended <- awaitHangUp(helperFD) }()
+	go func() { ended <- s.load(number, first) }()
+	return <-ended
+}
+
+// awaitHangUp waits until the other end of a socket is closed: threads that are in the module do not hear of that.
+func awaitHangUp(fd int32) error {
+	for {
+		_, err := unix.Poll([]unix.PollFd{{Fd: fd}}, -1)
+		if err != unix.EINTR {
+			return os.NewSyscallError("poll", err)
+		}
+	}
+}
+
+// load loads the module that the first call names, and executes calls.
+func (s *server) load(number uint64, first *call) error {
 	threads := int(first.other)
 	// A thread in a module or in a read keeps its place in Go's scheduler if there are
 	// places enough, and nothing has to be handed over.
@@ -41,7 +61,7 @@ func ServeModule() error {
 	}
 	ended := make(chan error, threads)
 	for range threads {
-		go func() { ended <- newServer(conn).serve(b) }()
+		go func() { ended <- newServer(s.conn).serve(b) }()
 	}
 	return <-ended
 }

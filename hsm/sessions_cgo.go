@@ -96,10 +96,27 @@ func (s *slot) release(h pkcs11.SessionHandle, err error) {
 	case err == nil:
 		s.idle = append(s.idle, h)
 	default:
-		s.ctx.CloseSession(h)
-		s.open--
+		s.closeSession(h)
+		if forgotten(err) {
+			for _, h := range s.idle {
+				s.closeSession(h)
+			}
+			s.idle = nil
+		}
 	}
 	s.changed.Broadcast()
+}
+
+// closeSession closes a session besides the anchor. The caller holds mu.
+func (s *slot) closeSession(h pkcs11.SessionHandle) {
+	s.ctx.CloseSession(h)
+	s.open--
+}
+
+// forgotten reports whether a module says of a session that it is none any more, as it does when the token was taken out and
+// put back. Then the others are none either.
+func forgotten(err error) bool {
+	return errors.Is(err, pkcs11.Error(pkcs11.CKR_SESSION_HANDLE_INVALID)) || errors.Is(err, pkcs11.Error(pkcs11.CKR_SESSION_CLOSED))
 }
 
 // openSession opens a session for writing, or for reading where the token allows no more.
@@ -151,7 +168,7 @@ func (s *slot) login(pin []byte) error {
 		return err
 	}
 	err := s.ctx.Login(s.anchor, pkcs11.CKU_USER, string(pin))
-	if errors.Is(err, pkcs11.Error(pkcs11.CKR_SESSION_HANDLE_INVALID)) {
+	if forgotten(err) {
 		// The module has forgotten its sessions. The PIN was not looked at.
 		s.anchor = 0
 		if err := s.holdAnchor(); err != nil {

@@ -110,9 +110,14 @@ func (f Fake) Shared(t testing.TB) []string {
 }
 
 // Logins returns how often a PIN was presented.
-func (f Fake) Logins(t testing.TB) int {
+func (f Fake) Logins(t testing.TB) int { return f.noted(t, "logins") }
+
+// Opened returns how many sessions were opened.
+func (f Fake) Opened(t testing.TB) int { return f.noted(t, "opened") }
+
+func (f Fake) noted(t testing.TB, name string) int {
 	t.Helper()
-	b, err := os.ReadFile(filepath.Join(f.dir, "logins"))
+	b, err := os.ReadFile(filepath.Join(f.dir, name))
 	if err != nil && !os.IsNotExist(err) {
 		t.Fatal(err)
 	}

@@ -6,13 +6,14 @@
 //   hang            the call does not return
 //   wait            the call goes on when the FIFO of the function's name and ".wait" was opened for reading, then for writing
 //   segfault        the call writes to address 0
+//   forget          all sessions are closed before the call, as if the token had been taken out and put back; once
 //   corrupt         the call flips a bit of its result (Sign, GetAttributeValue)
 //   lie 0x10        the call says that its result has this length, or that many elements
 //   swap            every other call returns the result of the first one (GetAttributeValue of a point)
 //
 // Other files: "flags" is OR-ed to the flags of every token; "serial" replaces its serial
 // number; "sessions" is how many sessions may be open; "tries" is how many wrong PINs are left, kept
-// up to date and shown in the token's flags. Each C_Login is noted in "logins" by one octet, and each function
+// up to date and shown in the token's flags. Each C_Login is noted in "logins" by one octet, each C_OpenSession in "opened", and each function
 // that is called in a session while another one is there, in "shared" by a line.
 #include <dlfcn.h>
 #include <fcntl.h>
@@ -26,7 +27,8 @@ typedef unsigned long ulong_t;
 typedef ulong_t (*call_t)(ulong_t, ulong_t, ulong_t, ulong_t, ulong_t, ulong_t, ulong_t, ulong_t);
 
 enum {
-	FUNCTIONS = 68, GET_FUNCTION_LIST = 3, SLOT_LIST = 4, TOKEN_INFO = 6, MECHANISM_LIST = 7, OPEN_SESSION = 12, CLOSE_SESSION = 13, LOGIN = 18,
+	FUNCTIONS = 68, GET_FUNCTION_LIST = 3, SLOT_LIST = 4, TOKEN_INFO = 6, MECHANISM_LIST = 7, OPEN_SESSION = 12, CLOSE_SESSION = 13,
+	CLOSE_ALL_SESSIONS = 14, SESSION_INFO = 15, LOGIN = 18,
 	GET_ATTRIBUTE = 24, FIND_OBJECTS = 27, DECRYPT = 34, SIGN = 43, GENERATE_PAIR = 59, DERIVE = 62,
 };
 
@@ -77,8 +79,15 @@ static void write_file(const char *name, const char *mode, const char *text) {
 	fclose(f);
 }
 
+// forget closes all sessions of the token that a session is with.
+static void forget(ulong_t session) {
+	struct { ulong_t slot, state, flags, error; } info;
+	if (real->f[SESSION_INFO](session, (ulong_t)&info, 0, 0, 0, 0, 0, 0) || real->f[CLOSE_ALL_SESSIONS](info.slot, 0, 0, 0, 0, 0, 0, 0)) abort();
+	open_sessions = 0;
+}
+
 // obey returns 1 if the call is to return *code.
-static int obey(int i, ulong_t *code, int *corrupt) {
+static int obey(int i, ulong_t session, ulong_t *code, int *corrupt) {
 	char text[256];
 	long left = 0;
 	int fail = 0;
@@ -96,6 +105,10 @@ static int obey(int i, ulong_t *code, int *corrupt) {
 			close(open(path, O_RDONLY));
 		}
 		if (!strncmp(text, "segfault", 8)) *(volatile int *)0 = 1;
+		if (!strncmp(text, "forget", 6)) {
+			forget(session);
+			write_file(names[i], "w", "");
+		}
 		*corrupt = !strncmp(text, "corrupt", 7);
 		if (sscanf(text, "code %lx %ld", code, &left) == 2 && left != 0) {
 			fail = 1;
@@ -125,6 +138,13 @@ static void edit_token(struct token_info *t) {
 		memset(t->serial, ' ', sizeof t->serial);
 		memcpy(t->serial, text, strnlen(text, sizeof t->serial));
 	}
+}
+
+// note appends an octet to a file.
+static void note(const char *name) {
+	pthread_mutex_lock(&lock);
+	write_file(name, "a", "x");
+	pthread_mutex_unlock(&lock);
 }
 
 static ulong_t log_in(ulong_t a, ulong_t b, ulong_t c, ulong_t d) {
@@ -193,12 +213,13 @@ static ulong_t handle(int i, ulong_t a, ulong_t b, ulong_t c, ulong_t d, ulong_t
 static ulong_t call(int i, ulong_t a, ulong_t b, ulong_t c, ulong_t d, ulong_t e, ulong_t f, ulong_t g, ulong_t h) {
 	ulong_t code = 0;
 	int corrupt = 0;
-	if (obey(i, &code, &corrupt)) return code;
+	if (obey(i, a, &code, &corrupt)) return code;
 	if (i == LOGIN) return log_in(a, b, c, d);
 	if (i == OPEN_SESSION && __sync_fetch_and_add(&open_sessions, 1) >= number_in("sessions", 1000)) {
 		__sync_fetch_and_sub(&open_sessions, 1);
 		return 0xb1;
 	}
+	if (i == OPEN_SESSION) note("opened");
 	if (i == CLOSE_SESSION) __sync_fetch_and_sub(&open_sessions, 1);
 	code = real->f[i](a, b, c, d, e, f, g, h);
 	if (code) return code;
