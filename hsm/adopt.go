@@ -181,6 +181,10 @@ func (t *Token) Diagnose(ctx context.Context) []token.Finding {
 	case now.flags&ckfLoginRequired != 0 && now.flags&ckfPINInitialized == 0:
 		add(token.SeverityError, "the token has no user PIN", "set one with the vendor's program")
 	}
+	if now.flags&ckfProtectedPath != 0 {
+		add(token.SeverityWarning, "the token wants its PIN at a PIN pad, which this agent has nobody use: it presents the PIN itself",
+			"if it does not unlock by that, switch the pad off in the module's configuration (OpenSC: enable_pinpad = false)")
+	}
 	if b.needsLogin() && now.flags&ckfPINLocked == 0 {
 		add(token.SeverityInfo, "locked; how it protects keys is tried when it is unlocked", "mesh-agent token unlock "+t.name)
 	}

@@ -166,7 +166,17 @@ func TestFindings(t *testing.T) {
 	}
 }
 
-// warnings joins the findings that are not mere facts.
+// That the PIN of a token is wanted at a PIN pad is said, because the agent presents it all the same.
+func TestPINPad(t *testing.T) {
+	t.Parallel()
+	fake := hsmtest.NewFake(t)
+	fake.Do(t, "flags", "0x100") // CKF_PROTECTED_AUTHENTICATION_PATH
+	tok := openUnlocked(t, newTestModule(t, fake.Setup), fake.Setup)
+	if found := warnings(tok.Diagnose(t.Context())); !strings.Contains(found, "PIN pad") {
+		t.Errorf("%q does not name the PIN pad", found)
+	}
+}
+
 // alwaysKey makes a key that wants the PIN each time.
 func alwaysKey(t *testing.T, tok *Token) token.Signer {
 	t.Helper()
@@ -210,6 +220,7 @@ func TestPINOnLostDevice(t *testing.T) {
 	}
 }
 
+// warnings joins the findings that are not mere facts.
 func warnings(list []token.Finding) string {
 	var text []string
 	for _, f := range list {
