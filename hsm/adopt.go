@@ -162,6 +162,9 @@ func (t *Token) Diagnose(ctx context.Context) []token.Finding {
 	case errors.Is(err, token.ErrReplaced):
 		add(token.SeverityError, err.Error(), "put the token back; a new one needs a name of its own in the configuration, with its serial number")
 		return out
+	case errors.Is(err, ErrNotLoaded):
+		add(token.SeverityError, err.Error(), "correct module in the configuration, or install what it belongs to: ldd "+t.module.Path()+" names libraries that are missing")
+		return out
 	case err != nil:
 		add(token.SeverityError, err.Error(), "check that the device is plugged in and that the module "+t.module.Path()+" is its own")
 		return out

@@ -193,6 +193,26 @@ func TestNonsense(t *testing.T) {
 	}
 }
 
+// A module that is not there is told of as such, also while the next start is put off.
+func TestNoSuchModule(t *testing.T) {
+	t.Parallel()
+	m := newTestModule(t, hsmtest.NewFake(t).Setup, func(o *ModuleOptions) { o.Path += ".missing" })
+	for range 10 { // of which the later ones are too early
+		if _, err := m.ensure(t.Context()); !errors.Is(err, ErrNotLoaded) || !strings.Contains(err.Error(), ".missing: no such file") {
+			t.Fatalf("load: %v, want ErrNotLoaded and the path", err)
+		}
+	}
+	tok, err := Open(t.Context(), Options{Module: m, URI: URI{Token: "x"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tok.Close()
+	found := tok.Diagnose(t.Context())
+	if len(found) != 1 || !strings.Contains(found[0].Text, "no such file") || !strings.HasPrefix(found[0].Mend, "correct module in the configuration") {
+		t.Errorf("found %+v", found)
+	}
+}
+
 // A module that hangs when it is loaded is ended when its time is over, and does not hold up who opens its
 // token, which is found once the module loads.
 func TestHangAtStart(t *testing.T) {

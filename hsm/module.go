@@ -173,8 +173,12 @@ func (m *Module) ensure(ctx context.Context) (*child, error) {
 		if m.starting == nil {
 			wait := m.untilStart()
 			if wait > bearableWait {
+				err := m.startErr
+				if err == nil {
+					err = ErrCrashed
+				}
 				m.mu.Unlock()
-				return nil, fmt.Errorf("%w: next start in %v", ErrCrashed, wait.Round(time.Millisecond))
+				return nil, fmt.Errorf("%w: next start in %v", err, wait.Round(time.Millisecond))
 			}
 			m.beginStart(wait)
 		}

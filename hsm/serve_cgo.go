@@ -8,6 +8,7 @@ import "C"
 import (
 	"errors"
 	"fmt"
+	"os"
 	"sync"
 
 	"github.com/miekg/pkcs11"
@@ -32,6 +33,9 @@ func newModule(c *call) (backend, error) {
 	path, arguments := string(c.data[0]), string(c.data[1])
 	m := &module{ctx: pkcs11.New(path), sessions: int(c.limit), slots: map[uint]*slot{}}
 	if m.ctx == nil {
+		if _, err := os.Stat(path); err != nil {
+			return nil, err
+		}
 		return nil, fmt.Errorf("%s is not a PKCS#11 module, or needs a library that is not there", path)
 	}
 	options := []pkcs11.InitializeOption{pkcs11.InitializeWithFlags(pkcs11.CKF_OS_LOCKING_OK)}
