@@ -18,6 +18,9 @@ import (
 func (w *worker) connect(ctx context.Context) error {
 	readers, err := w.readers(ctx)
 	if err != nil {
+		if context.Cause(ctx) == ErrSilent {
+			return fmt.Errorf("%w: %w", token.ErrAbsent, ErrServiceSilent)
+		}
 		return err
 	}
 	if p := w.token.bound.Load(); p != nil && !p.in(readers) {
@@ -26,30 +29,70 @@ func (w *worker) connect(ctx context.Context) error {
 	if len(readers) == 0 {
 		return fmt.Errorf("%w: %w", token.ErrAbsent, ErrNoReader)
 	}
-	var failures []error
-	others := 0
-	for _, r := range w.order(readers) {
-		ours, err := w.try(ctx, r)
-		switch {
-		case ours:
-			w.bind(w.session.seen.place)
-			return nil
-		case err == nil:
-			others++
-		case w.client.Broken() || ctx.Err() != nil:
-			return err
-		default:
-			failures = append(failures, err)
-		}
+	var s search
+	if err := w.search(ctx, w.order(readers), &s); err != nil || s.found {
+		return err
 	}
 	switch {
-	case len(failures) > 0:
-		return failures[0]
-	case others > 0:
+	case len(s.failures) > 0:
+		return s.failures[0]
+	case s.others > 0:
 		w.unbind()
 		return fmt.Errorf("%w: %w, not %d", token.ErrReplaced, ErrOtherCard, w.token.options.Serial)
 	}
 	return fmt.Errorf("%w: %w", token.ErrAbsent, ErrNoCard)
+}
+
+// search is what became of a search for our card.
+type search struct {
+	found    bool
+	others   int     // cards that are not ours
+	failures []error // of cards that may be
+}
+
+// search tries the cards one after another. A card that is not where ours was seen keeps the others waiting for some
+// seconds only: if ours is none of them, it is its turn again, as long as ctx lasts. Errors: ctx's, and those of pcscd.
+func (w *worker) search(ctx context.Context, readers []pcsc.Reader, s *search) error {
+	for len(readers) > 0 {
+		var late []pcsc.Reader
+		for _, r := range readers {
+			ours, err := w.tryFor(ctx, r, w.patience(r, readers))
+			switch {
+			case ours:
+				s.found = true
+				w.bind(w.session.seen.place)
+				return nil
+			case err == nil:
+				s.others++
+			case ctx.Err() != nil, w.client != nil && w.client.Broken():
+				return err
+			case w.stragglers[r.Name] != nil:
+				late = append(late, r)
+			default:
+				s.failures = append(s.failures, err)
+			}
+		}
+		readers = late
+	}
+	return nil
+}
+
+// patience is how long to wait for the card in a reader, as long as there is time if 0.
+func (w *worker) patience(r pcsc.Reader, among []pcsc.Reader) time.Duration {
+	if p := w.token.bound.Load(); len(among) == 1 || p != nil && p.reader == r.Name {
+		return 0
+	}
+	return askTimeout
+}
+
+// tryFor is try that ends in time. Zero is as long as ctx lasts.
+func (w *worker) tryFor(ctx context.Context, r pcsc.Reader, limit time.Duration) (ours bool, err error) {
+	if limit > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, limit, ErrSilent)
+		defer cancel()
+	}
+	return w.try(ctx, r)
 }
 
 // readers lists the readers, after connecting to pcscd if need be.
@@ -61,28 +104,34 @@ func (w *worker) readers(ctx context.Context) ([]pcsc.Reader, error) {
 		}
 		w.drop(err) // pcscd was restarted
 	}
-	client, err := pcsc.Dial(ctx, w.token.options.Socket)
-	if err != nil {
+	if err := w.dial(ctx); err != nil {
 		return nil, err
 	}
-	w.client = client
-	return client.Readers(ctx)
+	return w.client.Readers(ctx)
 }
 
-// order lists the readers with cards, that of our card first.
+func (w *worker) dial(ctx context.Context) error {
+	client, err := pcsc.Dial(ctx, w.token.options.Socket)
+	if err == nil {
+		w.client = client
+	}
+	return err
+}
+
+// order lists the readers with cards: that of our card first, those at which pcscd is at something for us still last.
 func (w *worker) order(readers []pcsc.Reader) []pcsc.Reader {
 	readers = slices.DeleteFunc(readers, func(r pcsc.Reader) bool { return !r.Present })
-	if p := w.token.bound.Load(); p != nil {
-		slices.SortStableFunc(readers, func(a, b pcsc.Reader) int {
-			switch {
-			case a.Name == p.reader:
-				return -1
-			case b.Name == p.reader:
-				return 1
-			}
+	p := w.token.bound.Load()
+	rank := func(r pcsc.Reader) int {
+		switch {
+		case p != nil && r.Name == p.reader:
 			return 0
-		})
+		case w.stragglers[r.Name] == nil:
+			return 1
+		}
+		return 2
 	}
+	slices.SortStableFunc(readers, func(a, b pcsc.Reader) int { return rank(a) - rank(b) })
 	return readers
 }
 
@@ -109,9 +158,20 @@ func (w *worker) unbind() {
 // try connects to the card in a reader and reports whether it is ours; then it is the
 // session, in a transaction. A card without PIV or serial number is not ours.
 func (w *worker) try(ctx context.Context, r pcsc.Reader) (ours bool, err error) {
+	if err := w.awaitStraggler(ctx, r.Name); err != nil {
+		return false, err
+	}
+	if w.client == nil {
+		if err := w.dial(ctx); err != nil {
+			return false, err
+		}
+	}
 	card, err := w.patiently(ctx, r.Name)
 	if err != nil {
-		return false, err
+		if w.client.GaveUp() {
+			w.abandon(r.Name, nil, err)
+		}
+		return false, w.overdue(ctx, r.Name, err)
 	}
 	s := &session{
 		Applet: applet.New(card), worker: w, card: card, since: time.Now(),
@@ -123,10 +183,8 @@ func (w *worker) try(ctx context.Context, r pcsc.Reader) (ours bool, err error) 
 			return true, nil
 		}
 	}
-	if w.client.Broken() {
-		return false, err
-	}
-	return false, errors.Join(err, card.Disconnect(ctx, pcsc.LeaveCard)) // ends the transaction
+	w.letGo(s, err) // ends the transaction
+	return false, w.overdue(ctx, r.Name, err)
 }
 
 // patiently connects, waiting for a program that has the card for itself.
@@ -137,8 +195,8 @@ func (w *worker) patiently(ctx context.Context, reader string) (*pcsc.Card, erro
 		if !errors.Is(err, pcsc.SharingViolation) || time.Now().After(end) {
 			return card, err
 		}
-		if err := pcsc.Pause(ctx, pause); err != nil {
-			return nil, err
+		if ctxErr := pcsc.Pause(ctx, pause); ctxErr != nil {
+			return nil, fmt.Errorf("%w: %w", ctxErr, err)
 		}
 	}
 }

@@ -48,10 +48,13 @@ func (s *states) next() <-chan struct{} {
 	return s.changed
 }
 
+// patience is how long a test waits for what must come, so that it does not hang if that never does.
+const patience = time.Minute
+
 // await waits until the token is in a state, which its watcher finds out.
 func (b *bench) await(tb testing.TB, want token.State) {
 	tb.Helper()
-	late := time.After(10 * time.Second)
+	late := time.After(patience)
 	for {
 		changed := b.states.next()
 		if b.token.Info().State == want {

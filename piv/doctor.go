@@ -35,6 +35,8 @@ func (t *Token) diagnoseAbsence(err error) token.Finding {
 	switch {
 	case errors.Is(err, ErrNoService):
 		f.Mend = "install pcscd and start it: systemctl enable --now pcscd.socket"
+	case errors.Is(err, ErrServiceSilent):
+		f.Mend = "restart pcscd: systemctl restart pcscd"
 	case errors.Is(err, ErrForbidden):
 		f.Mend = "allow this user org.debian.pcsc-lite.access_pcsc and access_card by a polkit rule, as docs/piv.md has it"
 	case errors.Is(err, ErrNoReader), errors.Is(err, ErrNoCard):

@@ -20,6 +20,8 @@ var (
 	ErrForbidden = errors.New("pcscd does not let this user use cards")
 	// ErrServiceLost says that pcscd ended, or restarted, in the middle of a call.
 	ErrServiceLost = errors.New("pcscd has gone")
+	// ErrServiceSilent says that pcscd did not answer in time.
+	ErrServiceSilent = errors.New("pcscd does not answer")
 	// ErrNoReader says that there is no card reader, or that ours was unplugged.
 	ErrNoReader = errors.New("no card reader")
 	// ErrNoCard says that no reader has a card in it.
@@ -28,7 +30,7 @@ var (
 	ErrRemoved = errors.New("card removed")
 	// ErrOtherCard says that there are cards, and none has our serial number.
 	ErrOtherCard = errors.New("another card")
-	// ErrBusy says that another program has the card for itself.
+	// ErrBusy says that another program has the card for itself, or is in a transaction that does not end.
 	ErrBusy = errors.New("another program holds the card")
 	// ErrReset says that another program reset the card in the middle of a call.
 	ErrReset = errors.New("card reset")

@@ -5,6 +5,7 @@ import (
 	"crypto"
 	"errors"
 	"net"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -59,19 +60,21 @@ func TestHeals(t *testing.T) {
 		mend  func(*bench)
 		keeps bool        // the PIN
 		state token.State // found out without a call
+
+		options Options // that end a wait sooner
 	}{
-		{"unplugged", func(b *bench) { b.reader.Unplug() }, []error{token.ErrAbsent, ErrNoReader}, func(b *bench) { b.reader.Plug() }, false, token.StateAbsent},
-		{"replugged", func(b *bench) { b.reader.Unplug(); b.reader.Plug() }, []error{token.ErrAuthNeeded}, func(b *bench) {}, false, ""},
-		{"removed", func(b *bench) { b.reader.Remove() }, []error{token.ErrAbsent, ErrNoCard}, func(b *bench) { b.reader.Insert(b.card) }, false, token.StateAbsent},
-		{"other card", func(b *bench) { b.reader.Insert(other()) }, []error{token.ErrReplaced, ErrOtherCard}, func(b *bench) { b.reader.Insert(b.card) }, false, token.StateReplaced},
-		{"second card", func(b *bench) { b.daemon.AddReader("Another Yubikey 01 00", other()) }, nil, func(b *bench) {}, true, ""},
+		{"unplugged", func(b *bench) { b.reader.Unplug() }, []error{token.ErrAbsent, ErrNoReader}, func(b *bench) { b.reader.Plug() }, false, token.StateAbsent, Options{}},
+		{"replugged", func(b *bench) { b.reader.Unplug(); b.reader.Plug() }, []error{token.ErrAuthNeeded}, func(b *bench) {}, false, "", Options{}},
+		{"removed", func(b *bench) { b.reader.Remove() }, []error{token.ErrAbsent, ErrNoCard}, func(b *bench) { b.reader.Insert(b.card) }, false, token.StateAbsent, Options{}},
+		{"other card", func(b *bench) { b.reader.Insert(other()) }, []error{token.ErrReplaced, ErrOtherCard}, func(b *bench) { b.reader.Insert(b.card) }, false, token.StateReplaced, Options{}},
+		{"second card", func(b *bench) { b.daemon.AddReader("Another Yubikey 01 00", other()) }, nil, func(b *bench) {}, true, "", Options{}},
 		{"other reader", func(b *bench) {
 			b.reader.Insert(other())
 			b.daemon.AddReader("Another Yubikey 01 00", b.card)
-		}, []error{token.ErrAuthNeeded}, func(b *bench) {}, false, token.StateLocked},
-		{"pcscd stopped", func(b *bench) { b.daemon.Stop() }, []error{token.ErrAbsent, ErrNoService}, func(b *bench) { b.daemon.Start() }, false, token.StateAbsent},
+		}, []error{token.ErrAuthNeeded}, func(b *bench) {}, false, token.StateLocked, Options{}},
+		{"pcscd stopped", func(b *bench) { b.daemon.Stop() }, []error{token.ErrAbsent, ErrNoService}, func(b *bench) { b.daemon.Start() }, false, token.StateAbsent, Options{}},
 		{"pcscd refuses", func(b *bench) { b.daemon.Stop(); b.daemon.Refuse(true); b.daemon.Start() }, []error{token.ErrAbsent, ErrForbidden},
-			func(b *bench) { b.daemon.Refuse(false) }, false, token.StateAbsent},
+			func(b *bench) { b.daemon.Refuse(false) }, false, token.StateAbsent, Options{}},
 		{"card refused", func(b *bench) {
 			b.daemon.Inject(func(c pivtest.Call) pivtest.Code {
 				if c.Command == pivtest.CommandConnect {
@@ -79,10 +82,11 @@ func TestHeals(t *testing.T) {
 				}
 				return pivtest.Success
 			})
-		}, []error{token.ErrAbsent, ErrForbidden}, func(b *bench) { b.daemon.Inject(nil) }, true, ""},
-		{"reset", func(b *bench) { b.reader.ResetByOther() }, nil, func(b *bench) {}, true, ""},
-		{"power", func(b *bench) { b.reader.PowerDown() }, []error{token.ErrAbsent, ErrPower}, func(b *bench) { b.reader.PowerUp() }, true, ""},
-		{"silent", func(b *bench) { b.reader.Silence() }, []error{token.ErrAbsent, ErrSilent}, func(b *bench) { b.reader.Speak() }, true, ""},
+		}, []error{token.ErrAbsent, ErrForbidden}, func(b *bench) { b.daemon.Inject(nil) }, true, "", Options{}},
+		{"reset", func(b *bench) { b.reader.ResetByOther() }, nil, func(b *bench) {}, true, "", Options{}},
+		{"power", func(b *bench) { b.reader.PowerDown() }, []error{token.ErrAbsent, ErrPower}, func(b *bench) { b.reader.PowerUp() }, true, "", Options{}},
+		{"silent", func(b *bench) { b.reader.Silence() }, []error{token.ErrAbsent, ErrSilent}, func(b *bench) { b.reader.Speak() }, true, "",
+			Options{Timeout: 10 * time.Second}}, // for the rest, too
 		{"held", func(b *bench) {
 			b.daemon.Inject(func(c pivtest.Call) pivtest.Code {
 				if c.Command == pivtest.CommandConnect {
@@ -90,11 +94,11 @@ func TestHeals(t *testing.T) {
 				}
 				return pivtest.Success
 			})
-		}, []error{token.ErrAbsent, ErrBusy}, func(b *bench) { b.daemon.Inject(nil) }, true, ""},
+		}, []error{token.ErrAbsent, ErrBusy}, func(b *bench) { b.daemon.Inject(nil) }, true, "", Options{Patience: 20 * time.Millisecond}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
-			b := newBench(t, pivtest.Config{}, Options{Timeout: 2 * time.Second, Patience: 20 * time.Millisecond})
+			b := newBench(t, pivtest.Config{}, c.options)
 			k, _ := b.signer(t, token.Policy{})
 			if err := sign(t.Context(), k, token.Auth{}); err != nil {
 				t.Fatal(err)
@@ -128,7 +132,7 @@ func TestHeals(t *testing.T) {
 // idle waits until the token has let the card go.
 func (b *bench) idle(tb testing.TB) {
 	tb.Helper()
-	if !b.reader.AwaitFree(10 * time.Second) {
+	if !b.reader.AwaitFree(patience) {
 		tb.Fatal("the card is held while idle")
 	}
 }
@@ -188,7 +192,11 @@ func TestMidOperation(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
-			b := newBench(t, pivtest.Config{}, Options{Timeout: time.Second})
+			var o Options
+			if slices.Contains(c.want, error(ErrSilent)) {
+				o.Timeout = 10 * time.Second // for the rest, too
+			}
+			b := newBench(t, pivtest.Config{}, o)
 			k, _ := b.signer(t, token.Policy{})
 			var once sync.Once
 			b.card.OnAPDU(func(apdu []byte, card func([]byte) []byte) []byte {

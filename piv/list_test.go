@@ -37,14 +37,23 @@ func TestList(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	found, err := List(t.Context(), d.Socket)
-	if err != nil || len(found) != 1 || found[0] != (Found{Serial: 4, Firmware: "5.7.1", Reader: good.Name()}) {
-		t.Errorf("found %v, %v", found, err)
+	found, err := Survey(t.Context(), d.Socket)
+	if err != nil || len(found) != 3 || found[2] != (Found{Serial: 4, Firmware: "5.7.1", Reader: good.Name()}) {
+		t.Fatalf("found %v, %v", found, err)
+	}
+	for i, reason := range []error{ErrSilent, ErrBusy} {
+		wantAll(t, found[i].Reader, found[i].Err, token.ErrAbsent, reason)
+		if found[i].Serial != 0 || found[i].Firmware != "" {
+			t.Errorf("found %v", found[i])
+		}
+	}
+	if found, err := List(t.Context(), d.Socket); err != nil || len(found) != 1 || found[0].Serial != 4 {
+		t.Errorf("listed %v, %v", found, err)
 	}
 	if err := card.End(t.Context(), pcsc.LeaveCard); err != nil {
 		t.Errorf("the other program's transaction: %v", err)
 	}
-	if !good.AwaitFree(time.Second) {
+	if !good.AwaitFree(10 * time.Second) {
 		t.Error("a card is held")
 	}
 	silent.Speak()

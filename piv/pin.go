@@ -18,6 +18,7 @@ import (
 type pin struct {
 	cached   secret.Bytes // verified; nil if there is none
 	verified bool         // the card took a PIN from here, and may know it still
+	owed     bool         // the card is to forget it before anything else
 	salt     []byte
 	refused  [][]byte // salted hashes of the PINs that the card refused since it took one
 	left     int      // how many tries there were after the last of these
@@ -163,18 +164,20 @@ func (t *Token) unlock(ctx context.Context, pin []byte, last tryPolicy) error {
 	return err
 }
 
-// Lock forgets the PIN, here and on the card. A card that is not there has forgotten it.
+// Lock forgets the PIN, here and on the card. A card that is not there has forgotten it. One that another program holds, or
+// that does not answer, forgets it before it does anything else for this token; until then that is not so, and the error
+// says why: ErrBusy or ErrSilent, for example, inside token.ErrAbsent.
 func (t *Token) Lock(ctx context.Context) error {
-	_, err := do(ctx, t, "lock", func(ctx context.Context, s *session) (struct{}, error) {
-		s.worker.pin.forget()
-		return struct{}{}, s.Logout(ctx)
-	})
-	if errors.Is(err, token.ErrAbsent) || errors.Is(err, token.ErrReplaced) {
-		select {
-		case t.gone <- struct{}{}:
-		default:
+	_, err := perform[struct{}](t, "lock", &request{ctx: ctx, lock: true}, nil)
+	for _, gone := range []error{
+		token.ErrReplaced, ErrNoReader, ErrNoCard, ErrRemoved, ErrReset, ErrPower, ErrNoService, ErrServiceLost,
+	} {
+		if errors.Is(err, gone) {
+			return nil
 		}
-		return nil
+	}
+	if errors.Is(err, token.ErrAbsent) {
+		return fmt.Errorf("%w; the agent has forgotten the PIN, the card has not yet", err)
 	}
 	return err
 }

@@ -157,6 +157,15 @@ func orDefault(d, standard time.Duration) time.Duration {
 
 func newToken(o Options) *Token {
 	life, interrupt := context.WithCancel(context.Background())
+	t := describe(o, interrupt)
+	w := newWorker(t, life)
+	t.running.Go(w.loop)
+	t.running.Go(func() { watch(life, t) })
+	return t
+}
+
+// describe returns a token without the goroutines that make it work.
+func describe(o Options, interrupt context.CancelFunc) *Token {
 	t := &Token{
 		options: o, requests: make(chan *request), gone: make(chan struct{}, 1), quit: make(chan struct{}),
 		interrupt: interrupt,
@@ -165,9 +174,6 @@ func newToken(o Options) *Token {
 		Name: Name(o.Serial), Kind: "piv", Description: "PIV card", Parallel: 1,
 		State: token.StateAbsent, Protection: token.ProtectionToken,
 	})
-	w := newWorker(t, life)
-	t.running.Go(w.loop)
-	t.running.Go(func() { watch(life, t) })
 	return t
 }
 

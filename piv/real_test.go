@@ -64,3 +64,53 @@ func TestRealPcscd(t *testing.T) {
 	p.Pull(0) // pcscd believes for a moment that it is there
 	wantAll(t, "sign with a card pulled just now", sign(t.Context(), k, pin), token.ErrAbsent)
 }
+
+// TestRealPcscdHeld has another program be in a transaction that does not end, and then the card be silent, behind the real pcscd.
+func TestRealPcscdHeld(t *testing.T) {
+	t.Parallel()
+	p := pivtest.StartPcscd(t)
+	b := &bench{card: pivtest.NewCard(pivtest.Config{})}
+	p.Insert(0, b.card)
+	var err error
+	if b.token, err = Open(t.Context(), Options{Serial: b.card.Serial(), Socket: p.Socket, State: b.states.note}); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := b.token.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	if err := b.token.Setup(t.Context(), SetupRequest{PIN: []byte(testPIN), PUK: []byte(testPUK)}); err != nil {
+		t.Fatal(err)
+	}
+	k, _ := b.signer(t, token.Policy{})
+	h := newHolder(t, p.Socket, p.ReaderName(0))
+	h.begin(t)
+	for range 3 {
+		wantAll(t, "look at a card that is held", b.look(t.Context()), token.ErrAbsent, ErrBusy)
+	}
+	h.end(t)
+	if err := sign(t.Context(), k, token.Auth{}); err != nil {
+		t.Errorf("sign when it is let go: %v", err)
+	}
+
+	speak, asked := make(chan struct{}), make(chan struct{}, 100)
+	b.card.OnAPDU(func(apdu []byte, card func([]byte) []byte) []byte {
+		asked <- struct{}{}
+		<-speak
+		return card(apdu)
+	})
+	for range 3 {
+		wantAll(t, "look at a silent card", b.look(t.Context()), token.ErrAbsent, ErrSilent)
+	}
+	if n := len(asked); n != 1 {
+		t.Errorf("the card was asked %d times", n)
+	}
+	close(speak)
+	b.await(t, token.StateReady)
+	if err := sign(t.Context(), k, token.Auth{}); err != nil {
+		t.Errorf("sign when it answers: %v", err)
+	}
+	h.begin(t) // the card was not reset
+	h.end(t)
+}

@@ -2,6 +2,7 @@ package piv
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"time"
 
@@ -41,25 +42,35 @@ func follow(ctx context.Context, t *Token) bool {
 	}
 	defer client.Close()
 	known, err := client.Readers(ctx)
+	var others []pcsc.Reader // those among which our card was not
 	for err == nil {
-		observe(ctx, t, known)
+		others = observe(ctx, t, known, others)
 		known, err = client.WaitChange(ctx, known)
 	}
 	return true
 }
 
-// observe compares the readers with where our card was.
-func observe(ctx context.Context, t *Token, readers []pcsc.Reader) {
+// observe compares the readers with where our card was. It looks for the card unless it was not among the same cards, so
+// that whoever uses these is left alone, and returns the readers if it is not among them.
+func observe(ctx context.Context, t *Token, readers, others []pcsc.Reader) []pcsc.Reader {
 	p := t.bound.Load()
 	if p != nil && p.in(readers) {
-		return
+		return nil
 	}
 	if p != nil {
 		t.lost()
 	}
-	if slices.ContainsFunc(readers, func(r pcsc.Reader) bool { return r.Present }) {
-		_, _ = do[struct{}](ctx, t, "look", nil) // its outcome is in Info
+	if !slices.ContainsFunc(readers, func(r pcsc.Reader) bool { return r.Present }) {
+		return nil
 	}
+	if others != nil && pcsc.SameCards(readers, others) {
+		return others
+	}
+	r := &request{ctx: ctx, timeout: min(orDefault(t.options.Timeout, defaultTimeout), openTimeout)}
+	if _, err := perform[struct{}](t, "look", r, nil); errors.Is(err, token.ErrReplaced) { // its outcome is in Info too
+		return readers
+	}
+	return nil
 }
 
 // lost notes that the card was taken away.

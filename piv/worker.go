@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/mesh-agent/mesh-agent/piv/internal/applet"
@@ -21,6 +22,8 @@ type request struct {
 	changed bool
 	// blind says that run does no harm, and presents no PIN, in whatever application is selected.
 	blind bool
+	// lock says that the PIN is forgotten first: here in any case, and by the card before it does anything else.
+	lock bool
 	// single says that run of a blind request is one command with a short answer, mostly.
 	single bool
 	done   chan error // has room for one
@@ -82,6 +85,11 @@ type worker struct {
 	pin     pin
 	version applet.Version // of our card, once known
 	left    sighting       // where the card was let go for a moment
+
+	stragglers map[string]*straggler // by reader
+	abandoned  sync.WaitGroup        // theirs
+	freed      chan struct{}         // has room for one: pcscd is done with a straggler
+	again      bool                  // the card is looked at because of that
 }
 
 // session is a connection to our card. Only the worker uses it.
@@ -118,7 +126,7 @@ func (g sighting) holds(p place) bool {
 }
 
 func newWorker(t *Token, life context.Context) *worker {
-	return &worker{token: t, life: life, pin: newPIN()}
+	return &worker{token: t, life: life, pin: newPIN(), stragglers: map[string]*straggler{}, freed: make(chan struct{}, 1)}
 }
 
 func (w *worker) loop() {
@@ -138,19 +146,32 @@ func (w *worker) loop() {
 			w.release()
 		case <-w.token.gone:
 			w.forgetPIN()
+		case <-w.freed:
+			w.lookAgain()
+			linger.Reset(w.token.options.Linger)
 		}
 	}
+}
+
+// lookAgain looks at a card that could not be had, or was silent, when that may have changed: once, so that a card
+// that is silent for good is left alone.
+func (w *worker) lookAgain() {
+	if !w.forgetStragglers() || w.token.info.Load().State != token.StateAbsent {
+		return
+	}
+	w.again = true
+	_ = w.serve(&request{ctx: w.life, timeout: openTimeout}) // its outcome is in Info
+	w.again = false
+	w.end()
 }
 
 // logout takes the PIN back from the card, which would go on without it for whoever comes next. It is a courtesy: a
 // card that is gone has forgotten it, one that is busy keeps it.
 func (w *worker) logout() {
-	if !w.pin.verified {
-		return
+	if w.pin.verified || w.pin.owed {
+		_ = w.serve(&request{ctx: w.life, timeout: closeGrace / 2, lock: true})
+		w.end()
 	}
-	r := &request{ctx: w.life, timeout: closeGrace / 2, run: func(ctx context.Context, s *session) error { return s.Logout(ctx) }}
-	_ = w.serve(r)
-	w.end()
 }
 
 // serve runs a request. If the connection turns out to be stale, or goes stale before the
@@ -162,6 +183,10 @@ func (w *worker) serve(r *request) error {
 	defer stop()
 	if ctx.Err() != nil {
 		return ctx.Err()
+	}
+	if r.lock {
+		w.forgetPIN()
+		w.pin.owed = true
 	}
 	err := w.attempt(ctx, r)
 	if stale(err) && !r.changed && ctx.Err() == nil {
@@ -175,7 +200,7 @@ func (w *worker) serve(r *request) error {
 		err = token.ErrClosed
 	case ctx.Err() != nil && errors.Is(err, pcsc.SharingViolation):
 		err = fmt.Errorf("%w: %w", token.ErrAbsent, ErrBusy)
-	case ctx.Err() != nil:
+	case !errors.Is(err, token.ErrAbsent) && (ctx.Err() != nil || errors.Is(err, context.DeadlineExceeded)):
 		err = fmt.Errorf("%w: %w", token.ErrAbsent, ErrSilent)
 	default:
 		err = explain(err)
@@ -235,6 +260,13 @@ func (w *worker) run(ctx context.Context, r *request) error {
 	s := w.session
 	s.request = r
 	defer func() { s.request = nil }()
+	if w.pin.owed {
+		if err := s.Logout(ctx); err != nil {
+			return err
+		}
+		w.pin.forget()
+		w.pin.owed = false
+	}
 	if r.run == nil {
 		return nil
 	}
@@ -246,7 +278,7 @@ func (w *worker) run(ctx context.Context, r *request) error {
 // SELECT. began is false if nothing was done.
 func (w *worker) tryBlind(ctx context.Context, r *request) (began bool, err error) {
 	s := w.session
-	if s == nil || !r.blind || r.single {
+	if s == nil || !r.blind || r.single || w.pin.owed {
 		return false, nil
 	}
 	known := s.Applet
@@ -275,7 +307,7 @@ func (w *worker) tryBlind(ctx context.Context, r *request) (began bool, err erro
 // card and ended in one round trip. done is false if that was not enough, and nothing was changed.
 func (w *worker) trySingle(ctx context.Context, r *request) (done bool, err error) {
 	s := w.session
-	if s == nil || !r.single {
+	if s == nil || !r.single || w.pin.owed {
 		return false, nil
 	}
 	known := s.Applet
@@ -341,19 +373,34 @@ func (w *worker) begin(ctx context.Context) error {
 
 // drop gives up the connection to the card, and to pcscd if that broke.
 func (w *worker) drop(err error) {
-	if errors.Is(err, pcsc.CardRemoved) || errors.Is(err, pcsc.ReaderUnavailable) {
+	switch {
+	case errors.Is(err, pcsc.ErrBroken): // pcscd has ended, and taken the power from the card
+		w.unbind()
+		w.token.setState(token.StateAbsent)
+	case errors.Is(err, pcsc.CardRemoved), errors.Is(err, pcsc.ReaderUnavailable), errors.Is(err, pcsc.InvalidValue):
 		w.forgetPIN()
 	}
-	if s := w.session; s != nil && w.client != nil && !w.client.Broken() {
-		ctx, cancel := context.WithTimeout(w.life, closeGrace)
-		_ = s.card.Disconnect(ctx, pcsc.LeaveCard) // it may be gone
-		cancel()
+	if w.session != nil {
+		w.letGo(w.session, err)
 	}
 	w.left = sighting{}
 	w.session = nil
 	if w.client != nil && w.client.Broken() {
 		_ = w.client.Close()
 		w.client = nil
+	}
+}
+
+// letGo ends a connection to a card, and its transaction, because of err if that is not nil. The time of a request does not matter here.
+func (w *worker) letGo(s *session, err error) {
+	switch {
+	case w.client == nil:
+	case w.client.GaveUp():
+		w.abandon(s.seen.place.reader, s.card, err)
+	case !w.client.Broken():
+		ctx, cancel := context.WithTimeout(w.life, closeGrace)
+		defer cancel()
+		_ = s.card.Disconnect(ctx, pcsc.LeaveCard) // it may be gone
 	}
 }
 
@@ -378,6 +425,7 @@ func (w *worker) leave() {
 		_ = w.client.Close()
 		w.client = nil
 	}
+	w.dismiss()
 	w.pin.forget()
 	clear(w.token.options.ManagementKey)
 	w.token.interrupt()

@@ -539,7 +539,7 @@ func (d *Daemon) states() []byte {
 	return b[:cap(b)]
 }
 
-// release ends the context and, as pcscd does, resets the cards of handles left open.
+// release ends the context and, as pcscd does, resets the cards of handles left open in a transaction.
 func (d *Daemon) release(c *client, context uint32) Code {
 	if c.context == 0 || context != c.context {
 		return InvalidHandle
@@ -556,9 +556,9 @@ func (d *Daemon) abandon(c *client) {
 		if r == nil {
 			continue
 		}
-		disposition := uint32(resetCard)
-		if h.event != Success || r.owner != nil && r.owner != h {
-			disposition = leaveCard
+		disposition := uint32(leaveCard) // winscard_svc.c: MSGRemoveContext
+		if r.owner == h && h.event == Success {
+			disposition = resetCard
 		}
 		r.disconnect(h, disposition)
 		d.signalLocked()

@@ -73,20 +73,19 @@ func (k *Card) Begin(ctx context.Context) error {
 }
 
 // await calls begin until it began a transaction, or failed otherwise than because another
-// program is in one.
+// program is in one. A begin that was not answered when ctx ended waits for that too.
 func await(ctx context.Context, begin func() (response []byte, began bool, err error)) ([]byte, error) {
-	busy := false
 	for pause := pollFirst; ; pause = min(2*pause, pollMost) {
 		response, began, err := begin()
+		busy := errors.Is(err, SharingViolation)
 		switch {
 		case began:
 			return response, err
-		case !errors.Is(err, SharingViolation) && (!busy || ctx.Err() == nil):
+		case ctx.Err() != nil && (busy || errors.Is(err, ctx.Err())):
+			return nil, fmt.Errorf("begin transaction: %w: %w", ctx.Err(), SharingViolation)
+		case !busy:
 			return nil, fmt.Errorf("begin transaction: %w", err)
-		case ctx.Err() != nil:
-			return nil, fmt.Errorf("begin transaction: %w: %w", err, SharingViolation)
 		}
-		busy = true
 		_ = Pause(ctx, pause) // the next begin looks whether ctx has ended
 	}
 }
@@ -134,8 +133,8 @@ func (k *Card) exchange(ctx context.Context, command, end []byte) (response []by
 	}
 	// One read for all that has a fixed length, one for the rest.
 	fixed := make([]byte, len(begin)+transmitLen)
-	if err := k.client.read(ctx, fixed); err != nil {
-		return nil, false, err
+	if n, err := k.client.readFull(ctx, fixed); err != nil {
+		return nil, n >= len(begin) && word(fixed, 1) == 0, err // where it began the card is silent, not busy
 	}
 	response, err = k.readResponse(ctx, fixed[len(begin):], end)
 	if failed := check(word(fixed, 1)); failed != nil && !k.client.Broken() {

@@ -16,6 +16,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"sync"
 	"time"
 )
 
@@ -76,12 +77,14 @@ var ErrRefused = errors.New("pcscd closes the connection at once")
 const bufferLen = 1024
 
 // Client is a connection to pcscd with one context. It is used by one goroutine at a time. After
-// ErrProtocol, ErrBroken or the end of a context it is of no more use.
+// ErrProtocol, ErrBroken or the end of a context it is of no more use; Close it, or Abandon it.
 type Client struct {
 	conn    net.Conn
 	context uint32
-	broken  error  // why, if so
-	buffer  []byte // of requests; wiped after each
+	broken  error          // why, if so
+	torn    bool           // a request was sent in part
+	buffer  []byte         // of requests; wiped after each
+	cutting sync.WaitGroup // what ends a call whose context ended
 }
 
 // Dial connects to pcscd and establishes a context. An error that is not the context's wraps
@@ -146,6 +149,34 @@ func (c *Client) Close() error {
 // Broken reports whether the client is of no more use.
 func (c *Client) Broken() bool { return c.broken != nil }
 
+// GaveUp reports whether it is so because a context ended: pcscd may be at work for it still.
+func (c *Client) GaveUp() bool {
+	return errors.Is(c.broken, context.Canceled) || errors.Is(c.broken, context.DeadlineExceeded)
+}
+
+// Abandon waits until pcscd has done what a client that gave up had asked for, which nothing can stop, and leaves the
+// card that the client was connected to, nil for none, without the reset that Close would end a transaction with. Then,
+// and when the connection is lost or another goroutine calls Close, it returns, and the connection is closed.
+func (c *Client) Abandon(k *Card) {
+	defer c.conn.Close()
+	if err := c.conn.SetDeadline(time.Time{}); err != nil {
+		return
+	}
+	if k != nil && !c.torn {
+		c.buffer = c.buffer[:0]
+		if c.queue(cmdDisconnect, words(k.handle, uint32(LeaveCard), 0), nil) != nil {
+			return
+		}
+		if _, err := c.conn.Write(c.buffer); err != nil {
+			return
+		}
+	}
+	if half, ok := c.conn.(interface{ CloseWrite() error }); !ok || half.CloseWrite() != nil {
+		return
+	}
+	_, _ = io.Copy(io.Discard, c.conn) // until pcscd has read to the end
+}
+
 // call sends a request of a structure and octets that follow it, and reads a reply of the
 // structure's length.
 func (c *Client) call(ctx context.Context, command uint32, structure []byte, more ...byte) ([]byte, error) {
@@ -181,11 +212,18 @@ func (c *Client) begin(ctx context.Context) (release func(), err error) {
 	if ctx.Done() == nil {
 		return func() {}, nil
 	}
-	stop := context.AfterFunc(ctx, func() { _ = c.conn.SetDeadline(time.Unix(1, 0)) })
+	c.cutting.Add(1)
+	stop := context.AfterFunc(ctx, func() {
+		defer c.cutting.Done()
+		_ = c.conn.SetDeadline(time.Unix(1, 0))
+	})
 	return func() {
-		if !stop() { // the deadline is set, or about to be: the connection cannot be used again
-			_ = c.fail(ctx.Err())
+		if stop() {
+			c.cutting.Done()
+			return
 		}
+		c.cutting.Wait()
+		_ = c.fail(ctx.Err()) // if it was the last moment: the connection cannot be used again
 	}, nil
 }
 
@@ -199,7 +237,8 @@ func (c *Client) send(ctx context.Context, command uint32, structure, more []byt
 
 // flush sends what is queued.
 func (c *Client) flush(ctx context.Context) error {
-	_, err := c.conn.Write(c.buffer)
+	n, err := c.conn.Write(c.buffer)
+	c.torn = err != nil && n > 0
 	clear(c.buffer) // may hold a PIN
 	c.buffer = c.buffer[:0]
 	return c.transport(ctx, err)
@@ -220,8 +259,14 @@ func (c *Client) queue(command uint32, structure, more []byte) error {
 }
 
 func (c *Client) read(ctx context.Context, b []byte) error {
-	_, err := io.ReadFull(c.conn, b)
-	return c.transport(ctx, err)
+	_, err := c.readFull(ctx, b)
+	return err
+}
+
+// readFull is read that tells how many octets came.
+func (c *Client) readFull(ctx context.Context, b []byte) (int, error) {
+	n, err := io.ReadFull(c.conn, b)
+	return n, c.transport(ctx, err)
 }
 
 // transport makes an error of the socket this package's, and the client broken.

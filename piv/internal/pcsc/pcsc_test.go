@@ -170,17 +170,21 @@ func TestExchange(t *testing.T) {
 	want(t, "without a card", err, CardRemoved)
 }
 
-// TestAbandon gives up a card that does not answer.
+// TestAbandon gives up a card that does not answer. When it does, the connection is ended without a reset, which
+// another program would notice.
 func TestAbandon(t *testing.T) {
 	t.Parallel()
 	d, r, c := dial(t)
-	k := connect(t, c)
+	k, other := connect(t, c), connect(t, dialDaemon(t, d))
+	if err := k.Begin(t.Context()); err != nil {
+		t.Fatal(err)
+	}
 	r.Silence()
 	ctx, cancel := context.WithCancel(t.Context())
 	time.AfterFunc(10*time.Millisecond, cancel)
 	_, err := k.Transmit(ctx, selectPIV())
 	want(t, "transmit", err, context.Canceled)
-	if !c.Broken() {
+	if !c.Broken() || !c.GaveUp() {
 		t.Error("the connection is not given up")
 	}
 	_, err = c.Readers(t.Context())
@@ -188,7 +192,86 @@ func TestAbandon(t *testing.T) {
 	if readers, err := dialDaemon(t, d).Readers(t.Context()); err != nil || len(readers) != 1 {
 		t.Errorf("another connection: %v, %v", readers, err)
 	}
+	if !r.InTransaction() {
+		t.Error("pcscd does not wait for the card")
+	}
 	r.Speak()
+	c.Abandon(k)
+	if n := r.Handles(); n != 1 {
+		t.Errorf("%d connections to the card", n)
+	}
+	if err := other.Begin(t.Context()); err != nil {
+		t.Errorf("the other's transaction: %v", err)
+	}
+}
+
+// TestAbandonConnecting gives up a connection to a card that another program holds.
+func TestAbandonConnecting(t *testing.T) {
+	t.Parallel()
+	for name, end := range map[string]func(*Card, *Client) error{
+		"the card is let go": func(holder *Card, _ *Client) error { return holder.End(t.Context(), LeaveCard) },
+		"closed":             func(_ *Card, c *Client) error { return c.Close() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			d, r, c := dial(t)
+			holder, other := connect(t, c), connect(t, dialDaemon(t, d))
+			if err := holder.Begin(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			waiting := dialDaemon(t, d)
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+			defer cancel()
+			_, err := waiting.Connect(ctx, readerName)
+			want(t, "connect", err, context.DeadlineExceeded)
+			done := make(chan struct{})
+			go func() {
+				waiting.Abandon(nil)
+				close(done)
+			}()
+			if err := end(holder, waiting); err != nil {
+				t.Error(err)
+			}
+			<-done
+			if err := holder.Disconnect(t.Context(), LeaveCard); err != nil {
+				t.Error(err)
+			}
+			if err := other.Begin(t.Context()); err != nil {
+				t.Errorf("the other's transaction: %v", err)
+			}
+			if err := other.Disconnect(t.Context(), LeaveCard); err != nil || !r.AwaitFree(10*time.Second) {
+				t.Errorf("%d connections to the card, %v", r.Handles(), err)
+			}
+		})
+	}
+}
+
+// TestLateSilence has a transaction begin after another program's, and the card be silent then: the other program is not to blame.
+func TestLateSilence(t *testing.T) {
+	t.Parallel()
+	near, far := net.Pipe() // on which a write ends when it was read
+	c := &Client{conn: near}
+	k := &Card{client: c, handle: 9, protocol: 2}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() {
+		_, err := k.Exchange(ctx, selectPIV())
+		done <- err
+	}()
+	request := make([]byte, 8+8+8+transmitLen+len(selectPIV())+8+12)
+	refused := slices.Concat(words(9, uint32(SharingViolation)), words(9, 2, 16, 10, 2, 16, 0, uint32(SharingViolation)), words(9, 0, uint32(SharingViolation)))
+	for _, answer := range [][]byte{refused, words(9, 0)} {
+		if _, err := io.ReadFull(far, request); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := far.Write(answer); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cancel()
+	if err := <-done; !errors.Is(err, context.Canceled) || errors.Is(err, SharingViolation) {
+		t.Errorf("exchange: %v", err)
+	}
 }
 
 func TestCodes(t *testing.T) {

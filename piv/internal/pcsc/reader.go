@@ -71,7 +71,7 @@ func (c *Client) WaitChange(ctx context.Context, known []Reader) ([]Reader, erro
 	if err != nil {
 		return nil, err
 	}
-	changed := !slices.EqualFunc(now, known, Reader.sameCard)
+	changed := !SameCards(now, known)
 	if changed {
 		if err := c.send(ctx, cmdStopWaiting, nil, nil); err != nil {
 			return nil, err
@@ -89,6 +89,9 @@ func (c *Client) WaitChange(ctx context.Context, known []Reader) ([]Reader, erro
 	}
 	return c.readers(ctx, cmdReaderStates)
 }
+
+// SameCards reports whether no reader or card has come or gone between two lists.
+func SameCards(a, b []Reader) bool { return slices.EqualFunc(a, b, Reader.sameCard) }
 
 func (r Reader) sameCard(s Reader) bool {
 	return r.Name == s.Name && r.Events == s.Events && r.Present == s.Present
