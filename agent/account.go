@@ -196,23 +196,43 @@ func recoverAccount(req mesh.AccountInitRequest, g mesh.Generation) (*mesh.Seed,
 			seed.Wipe()
 			return nil, nil, nil, malformed("Profile", "%v", err)
 		}
-		g = profile.Generation
 	}
-	spec, err := device.NewAccountSpec(seed, g)
-	switch {
-	case err != nil:
-		err = malformed("Recover", "%v", err)
-	case profile != nil && !spec.Administrator.Equal(profile.Administrator):
-		err = malformed("Profile", "the shares are those of another account")
-	case profile == nil && checkAddress(req.Address) != nil:
-		err = malformed("Address", "an address such as alice@example.com, or the Profile, expected")
+	var spec *device.AccountSpec
+	if profile != nil {
+		err = checkRecovered(profile, seed)
+	} else {
+		spec, err = recoveredSpec(seed, req.Address, g)
 	}
 	if err != nil {
 		seed.Wipe()
 		return nil, nil, nil, err
 	}
-	spec.Address = req.Address
 	return seed, spec, profile, nil
+}
+
+// checkRecovered says whether a seed that was recovered is that of a profile.
+func checkRecovered(profile *device.ProfileUser, seed *mesh.Seed) error {
+	err := profile.CheckSeed(seed)
+	switch {
+	case errors.Is(err, device.ErrKeyMismatch):
+		return malformed("Profile", "the shares are those of another account")
+	case err != nil:
+		return malformed("Recover", "%v", err)
+	}
+	return nil
+}
+
+// recoveredSpec is what a new profile is made of where none is given.
+func recoveredSpec(seed *mesh.Seed, address string, g mesh.Generation) (*device.AccountSpec, error) {
+	if checkAddress(address) != nil {
+		return nil, malformed("Address", "an address such as alice@example.com, or the Profile, expected")
+	}
+	spec, err := device.NewAccountSpec(seed, g)
+	if err != nil {
+		return nil, malformed("Recover", "%v", err)
+	}
+	spec.Address = address
+	return spec, nil
 }
 
 // splitSeed makes the shares of the escrow.
@@ -273,15 +293,12 @@ func (r *request) restoreSeed(ctx context.Context, a *administered, seed *mesh.S
 	if a.Seed != nil {
 		return nil
 	}
-	spec, err := device.NewAccountSpec(seed, a.profile.Generation)
-	if err != nil {
-		return err
-	}
-	if !spec.Administrator.Equal(a.profile.Administrator) {
-		return malformed("Profile", "the administrator's key is not that of the seed")
+	if err := a.profile.CheckSeed(seed); err != nil {
+		return malformed("Profile", "%v", err)
 	}
 	text := []byte(seed.Text())
 	defer clear(text)
+	var err error
 	if a.Seed, err = r.sealFor(a.Account, text); err != nil {
 		return err
 	}
@@ -365,14 +382,14 @@ func recoverSeed(shares []mesh.Binary) (*mesh.Seed, error) {
 }
 
 func (r *request) makeAccount(ctx context.Context, m *maker, seed *mesh.Seed, profile *device.ProfileUser) (*devicestate.Account, error) {
-	keys, err := device.NewAccountActivation(seed, device.Rights{Administer: true, Common: true}, profile.Generation)
+	if err := profile.CheckSeed(seed); err != nil {
+		return nil, malformed("Profile", "%v", err)
+	}
+	keys, err := device.NewAccountActivation(seed, device.Rights{Administer: true, Common: true}, profile)
 	if err != nil {
 		return nil, err
 	}
 	defer keys.Wipe()
-	if pub, err := keys.Administrator.PublicKey(); err != nil || !pub.Equal(profile.Administrator) {
-		return nil, malformed("Profile", "the administrator's key is not that of the seed")
-	}
 	name := profile.Name()
 	for _, k := range keys.Named() {
 		use, ok := accountUses[k.Name]

@@ -286,7 +286,7 @@ func (r *request) grantedKeys(ctx context.Context, a *administered, req mesh.Acc
 		return nil, err
 	}
 	defer seed.Wipe()
-	return device.NewAccountActivation(seed, rights(req), a.profile.Generation)
+	return device.NewAccountActivation(seed, rights(req), a.profile)
 }
 
 func rights(req mesh.AccountConnectRequest) device.Rights {

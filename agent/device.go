@@ -183,6 +183,7 @@ type birth struct {
 	generation  mesh.Generation
 	description string
 	seed        *mesh.Seed
+	algorithms  device.Algorithms     // of keys from the seed that are not of the default ones
 	profile     *device.ProfileDevice // an existing one
 }
 
@@ -217,14 +218,35 @@ func (r *request) newBirth(ctx context.Context, req mesh.DeviceInitRequest) (*bi
 	if b.inside != nil {
 		return nil, malformed("Seed", "a token that makes its own keys has none")
 	}
-	if b.seed, err = mesh.ParseSeed(string(bytes.TrimSpace(req.Seed))); err != nil {
-		return nil, malformed("Seed", "a seed Z... of a device expected")
+	if err := b.readSeed(req.Seed); err != nil {
+		return nil, err
 	}
 	if b.seed.ID() != mesh.SeedProfileDevice {
 		b.seed.Wipe()
 		return nil, malformed("Seed", "it is not that of a device")
 	}
 	return b, nil
+}
+
+// readSeed reads the seed of a device that exists: its text, or the record in which the reference code keeps it, which may name
+// algorithms. Those of a profile count more.
+func (b *birth) readSeed(text []byte) (err error) {
+	text = bytes.TrimSpace(text)
+	b.algorithms = device.Algorithms{}
+	if bytes.HasPrefix(text, []byte("{")) {
+		b.seed, b.algorithms, err = device.ParseSeedRecord(text)
+	} else {
+		b.seed, err = mesh.ParseSeed(string(text))
+	}
+	if err != nil {
+		return malformed("Seed", "a seed Z... of a device, or its PrivateKeyUDF, expected")
+	}
+	if b.profile != nil {
+		for _, o := range device.Operations() {
+			b.algorithms[o] = b.profile.Base(o).Algorithm
+		}
+	}
+	return nil
 }
 
 // readProfile reads the profile of a device that exists, which says the generation too.
@@ -369,7 +391,7 @@ func (b *birth) base(ctx context.Context, o device.Operation) (token.PublicKey, 
 		}
 		return e.Public, nil
 	}
-	private, err := device.DeviceKey(b.seed, o, "", b.generation)
+	private, err := device.DeviceKey(b.seed, o, b.algorithms[o], b.generation)
 	if err != nil {
 		return token.PublicKey{}, err
 	}

@@ -147,7 +147,7 @@ func (x *testAccount) connect(t testing.TB, d *mesh.DeviceInfo, edit ...func(*de
 	if g.Device, err = device.ParseProfileDevice(e, x.Now); err != nil {
 		t.Fatal(err)
 	}
-	if g.Keys, err = device.NewAccountActivation(x.seed, device.Rights{Common: true}, x.Account.Generation); err != nil {
+	if g.Keys, err = device.NewAccountActivation(x.seed, device.Rights{Common: true}, x.Account); err != nil {
 		t.Fatal(err)
 	}
 	for _, f := range edit {

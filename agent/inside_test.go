@@ -227,7 +227,7 @@ func TestLesserConnection(t *testing.T) {
 	d := initDevice(t, a, mesh.DeviceInitRequest{})
 	approve(t, a, x.Account.Name())
 	super := x.connect(t, d, func(g *device.Grant) {
-		keys, err := device.NewAccountActivation(x.seed, device.Rights{Super: true}, x.Account.Generation)
+		keys, err := device.NewAccountActivation(x.seed, device.Rights{Super: true}, x.Account)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -60,7 +60,8 @@ and used in the agent's memory. With another --token the two keys for agreement 
 inside it, on a curve that it has, and the signature key is sealed by --seal-to, or by the
 same token.
 
---seed takes the seed of a device that exists (Z..., a file or - for standard input), with
+--seed takes the seed of a device that exists (a file or - for standard input: Z..., or the PrivateKeyUDF in
+which the reference code keeps it, with the algorithms that it names), with
 --profile its profile instead of a new one.`,
 		Args: args(cobra.NoArgs),
 		RunE: func(c *cobra.Command, _ []string) (err error) {

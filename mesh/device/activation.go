@@ -442,9 +442,10 @@ func (r Rights) Check(g mesh.Generation) error {
 	return nil
 }
 
-// NewAccountActivation derives what rights grant from an account's seed. The caller wipes it.
-func NewAccountActivation(seed *mesh.Seed, r Rights, g mesh.Generation) (*AccountActivation, error) {
-	if err := r.Check(g); err != nil {
+// NewAccountActivation derives what rights grant from an account's seed, with the algorithms of its profile. The
+// caller wipes it.
+func NewAccountActivation(seed *mesh.Seed, r Rights, account *ProfileUser) (*AccountActivation, error) {
+	if err := r.Check(account.Generation); err != nil {
 		return nil, err
 	}
 	if r.Super {
@@ -454,7 +455,7 @@ func NewAccountActivation(seed *mesh.Seed, r Rights, g mesh.Generation) (*Accoun
 		return &AccountActivation{Seed: copied}, err
 	}
 	a := &AccountActivation{}
-	err := a.grant(seed, r, g)
+	err := a.grant(seed, r, account)
 	if err != nil {
 		a.Wipe()
 		return nil, err
@@ -462,7 +463,8 @@ func NewAccountActivation(seed *mesh.Seed, r Rights, g mesh.Generation) (*Accoun
 	return a, nil
 }
 
-func (a *AccountActivation) grant(seed *mesh.Seed, r Rights, g mesh.Generation) error {
+func (a *AccountActivation) grant(seed *mesh.Seed, r Rights, account *ProfileUser) error {
+	g, algorithms := account.Generation, account.Algorithms()
 	all, administrators := Stores(g)
 	stores := slices.Clone(r.Stores)
 	add := func(to **mesh.KeyData, key *token.PrivateKey, err error) error {
@@ -483,7 +485,7 @@ func (a *AccountActivation) grant(seed *mesh.Seed, r Rights, g mesh.Generation) 
 		stores = append(stores, administrators...)
 	}
 	for o, to := range operations {
-		key, err := AccountKey(seed, o, "", g)
+		key, err := AccountKey(seed, o, algorithms.of(o), g)
 		if err := add(to, key, err); err != nil {
 			return err
 		}
@@ -492,7 +494,7 @@ func (a *AccountActivation) grant(seed *mesh.Seed, r Rights, g mesh.Generation) 
 		if slices.Contains(stores[:i], name) {
 			continue
 		}
-		key, err := StoreKey(seed, name, g)
+		key, err := StoreKey(seed, name, algorithms.of(Encrypt), g)
 		e := Entry{Resource: name}
 		if err := add(&e.Key, key, err); err != nil {
 			return err

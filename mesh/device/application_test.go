@@ -45,7 +45,7 @@ func TestEscrowKey(t *testing.T) {
 	t.Parallel()
 	generations(t, func(t *testing.T, g mesh.Generation) {
 		a := newAccount(t, g)
-		key := must(StoreKey(a.seed, "Contact", g))
+		key := must(StoreKey(a.seed, "Contact", "", g))
 		e, err := EscrowKey(rand.Reader, a.profile, Encrypt, must(mesh.NewPrivateKeyData(key, g)))
 		if err != nil {
 			t.Fatal(err)

@@ -155,7 +155,7 @@ func (a *someAccount) connector() Connector {
 
 func (a *someAccount) connect(t testing.TB, d *someDevice, r Rights) *CatalogedDevice {
 	t.Helper()
-	keys := must(NewAccountActivation(a.seed, r, a.profile.Generation))
+	keys := must(NewAccountActivation(a.seed, r, a.profile))
 	defer keys.Wipe()
 	c, err := a.connector().Connect(t.Context(), Grant{Device: d.profile, Roles: []string{"message", "web"}, Keys: keys})
 	if err != nil {

@@ -51,7 +51,7 @@ func Example() {
 	if err := got.CheckPIN(pin, "alice@example.com"); err != nil {
 		panic(err)
 	}
-	keys := ok(device.NewAccountActivation(accountSeed, device.Rights{Common: true}, mesh.G1))
+	keys := ok(device.NewAccountActivation(accountSeed, device.Rights{Common: true}, account))
 	defer keys.Wipe()
 	connector := device.Connector{
 		Account:       account,

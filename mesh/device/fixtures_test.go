@@ -431,7 +431,7 @@ func TestAccountActivationFixtures(t *testing.T) {
 		same(t, "stores", len(a.Entries), len(all))
 		for i, e := range a.Entries {
 			same(t, "store", e.Resource, all[i])
-			want := must(StoreKey(seed, e.Resource, g))
+			want := must(StoreKey(seed, e.Resource, "", g))
 			sameHex(t, e.Resource, must(e.Key.PrivateParameters.PrivateKey()).Seed, want.Seed)
 		}
 		for o, k := range map[Operation]*mesh.KeyData{Encrypt: a.Encryption, Sign: a.Signature, Authenticate: a.Authentication} {

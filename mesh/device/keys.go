@@ -49,7 +49,8 @@ func baseName(actor string, o Operation) string       { return "Base" + actor + 
 func activationName(actor string, o Operation) string { return "Activation" + actor + string(o) }
 func accountName(o Operation) string                  { return "CompleteAccount" + string(o) }
 
-// Algorithms says which algorithms to use where they are not the default ones.
+// Algorithms says which algorithms to use where they are not the default ones. What a seed is for does not follow from
+// the seed: the profile says it, or the record that the seed came in (PrivateKeyUDF).
 type Algorithms map[Operation]token.Algorithm
 
 func (a Algorithms) of(o Operation) token.Algorithm {
@@ -57,6 +58,35 @@ func (a Algorithms) of(o Operation) token.Algorithm {
 		return alg
 	}
 	return o.Algorithm()
+}
+
+// ParseSeedRecord reads {"PrivateKeyUDF":{...}}, in which the reference code keeps seeds, with the algorithms that it
+// names. The caller wipes the seed.
+func ParseSeedRecord(text []byte) (*mesh.Seed, Algorithms, error) {
+	k, err := mesh.ParseKeyData(text)
+	if err != nil {
+		return nil, nil, err
+	}
+	if k.PrivateParameters == nil {
+		return nil, nil, fmt.Errorf("parse seed record: no PrivateKeyUDF: %w", token.ErrBadKey)
+	}
+	defer k.PrivateParameters.Wipe()
+	seed, err := k.PrivateParameters.Seed()
+	if err != nil {
+		return nil, nil, err
+	}
+	r, out := k.PrivateParameters.PrivateKeyUDF, Algorithms{}
+	for o, name := range map[Operation]string{Encrypt: r.AlgorithmEncrypt, Sign: r.AlgorithmSign, Authenticate: r.AlgorithmAuthenticate} {
+		if name == "" {
+			continue
+		}
+		out[o] = token.Algorithm(name)
+		if err := checkPurpose(token.PublicKey{Algorithm: out[o]}, o); err != nil {
+			seed.Wipe()
+			return nil, nil, fmt.Errorf("parse seed record: %w", err)
+		}
+	}
+	return seed, out, nil
 }
 
 // DeviceKey derives a base key of a device, or with Profiling its root key, from its seed,
@@ -73,9 +103,9 @@ func AccountKey(seed *mesh.Seed, o Operation, a token.Algorithm, g mesh.Generati
 }
 
 // StoreKey derives the key to which one of an account's stores is encrypted. The resource
-// is one of Stores. The caller wipes the key.
-func StoreKey(seed *mesh.Seed, resource string, g mesh.Generation) (*token.PrivateKey, error) {
-	return derive(seed, mesh.SeedProfileAccount, Encrypt, "", accountName(Encrypt)+resource, g)
+// is one of Stores. An empty algorithm is the default one. The caller wipes the key.
+func StoreKey(seed *mesh.Seed, resource string, a token.Algorithm, g mesh.Generation) (*token.PrivateKey, error) {
+	return derive(seed, mesh.SeedProfileAccount, Encrypt, a, accountName(Encrypt)+resource, g)
 }
 
 func derive(seed *mesh.Seed, id mesh.SeedID, o Operation, a token.Algorithm, name string, g mesh.Generation) (*token.PrivateKey, error) {

@@ -112,6 +112,29 @@ func (p *ProfileUser) Signers() []token.PublicKey {
 	return keys
 }
 
+// Algorithms are those by which the account's keys follow from its seed.
+func (p *ProfileUser) Algorithms() Algorithms {
+	a := Algorithms{AdminSign: p.Administrator.Algorithm, Encrypt: p.Encryption.Algorithm, Authenticate: p.Authentication.Algorithm}
+	if p.Signature.Octets != nil {
+		a[Sign] = p.Signature.Algorithm
+	}
+	return a
+}
+
+// CheckSeed says whether a seed is the account's: the administrator's key follows from it. The error is ErrKeyMismatch.
+func (p *ProfileUser) CheckSeed(seed *mesh.Seed) error {
+	key, err := AccountKey(seed, AdminSign, p.Administrator.Algorithm, p.Generation)
+	if err != nil {
+		return err
+	}
+	defer key.Wipe()
+	pub, err := mesh.PublicOf(key)
+	if err == nil && !sameKey(pub, p.Administrator) {
+		err = fmt.Errorf("AdministratorSignature: %w", ErrKeyMismatch)
+	}
+	return err
+}
+
 // ProfileService is the profile of a service.
 type ProfileService struct {
 	Profile

@@ -37,7 +37,7 @@ func TestRoundTrip(t *testing.T) {
 			if err := r.CheckPIN(pin, "Alice@Example.com"); err != nil {
 				t.Fatal(err)
 			}
-			keys := must(NewAccountActivation(a.seed, Rights{Common: true, Administer: true}, g))
+			keys := must(NewAccountActivation(a.seed, Rights{Common: true, Administer: true}, a.profile))
 			ssh := sshKey(t, g)
 			entry, err := a.connector().Connect(t.Context(), Grant{
 				Device: r.Profile, Roles: []string{"message"}, Keys: keys,
@@ -129,7 +129,7 @@ func checkAccountKeys(t *testing.T, m *Membership, a *someAccount, g mesh.Genera
 		}
 	}
 	for _, e := range m.Keys.Entries {
-		want := must(mesh.PublicOf(must(StoreKey(a.seed, e.Resource, g))))
+		want := must(mesh.PublicOf(must(StoreKey(a.seed, e.Resource, "", g))))
 		if !must(e.Key.PublicKey()).Equal(want) {
 			t.Errorf("key of %s is another", e.Resource)
 		}
@@ -293,12 +293,12 @@ func TestVerifyRefuses(t *testing.T) {
 				c.Activations[1] = a.signed(t, []byte(`{"ActivationHost":{}}`), *conn.Encryption)
 			}, StepActivation, TagActivationCommon, ErrActivation},
 			{"account's activation with another key's Udf", func(c *CatalogedDevice) {
-				keys := must(NewAccountActivation(a.seed, Rights{Common: true}, g))
+				keys := must(NewAccountActivation(a.seed, Rights{Common: true}, a.profile))
 				keys.Encryption.Udf = keys.Signature.Udf
 				c.Activations[1] = a.signed(t, must(keys.marshal()), *conn.Encryption)
 			}, StepActivation, TagActivationCommon, token.ErrBadKey},
 			{"account's activation with a key that has expired", func(c *CatalogedDevice) {
-				keys := must(NewAccountActivation(a.seed, Rights{Common: true}, g))
+				keys := must(NewAccountActivation(a.seed, Rights{Common: true}, a.profile))
 				keys.Entries[1].Key.NotOnOrAfter = now
 				c.Activations[1] = a.signed(t, must(keys.marshal()), *conn.Encryption)
 			}, StepActivation, TagActivationCommon, token.ErrBadKey},

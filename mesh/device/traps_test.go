@@ -86,7 +86,7 @@ func TestTrap02TwoMeaningsOfActivationAccount(t *testing.T) {
 	t.Parallel()
 	a, d := newAccount(t, mesh.G1), newDevice(t, mesh.G1, nil)
 	forDevice := must(must(NewDeviceActivation(rand.Reader, d.profile)).marshal())
-	forAccount := must(must(NewAccountActivation(a.seed, Rights{Common: true}, mesh.G1)).marshal())
+	forAccount := must(must(NewAccountActivation(a.seed, Rights{Common: true}, a.profile)).marshal())
 	old := bytes.Replace(forAccount, []byte(TagActivationCommon), []byte(TagActivationAccount), 1)
 	_, err := ParseDeviceActivation(old)
 	wantErr(t, "account's activation under the device's tag", err, ErrActivation)
@@ -245,7 +245,7 @@ func TestTrap08KeyNamesHaveNoSeparators(t *testing.T) {
 			Seed string `json:"seed_udf"`
 		}
 	}](t, "account-escrow-g1-286d44f56.json")
-	key := must(StoreKey(must(mesh.ParseSeed(f.Expect.Seed)), "MMM_Contact", mesh.G1))
+	key := must(StoreKey(must(mesh.ParseSeed(f.Expect.Seed)), "MMM_Contact", "", mesh.G1))
 	same(t, "contacts", must(mesh.Fingerprint(must(mesh.PublicOf(key)), mesh.G1)), "MBRT-JZHU-7BN3-PQYP-G3Q2-IBL4-PNQT")
 }
 
