@@ -36,6 +36,7 @@ type child struct {
 	retiring   bool                // no call begins any more
 	quiet      chan struct{}       // closed when retiring and nothing is pending
 
+	drained chan struct{} // closed when nothing more is read from it
 	dead    chan struct{} // closed when the process has ended; then err and endedAt are set
 	err     error
 	endedAt time.Time
@@ -102,7 +103,7 @@ func newChild(o ModuleOptions) (c *child, theirs *os.File, err error) {
 	}
 	c = &child{
 		slots: make(chan struct{}, o.calls()), pending: make(map[uint64]*pending),
-		quiet: make(chan struct{}), dead: make(chan struct{}),
+		quiet: make(chan struct{}), drained: make(chan struct{}), dead: make(chan struct{}),
 	}
 	if err == nil {
 		c.conn, err = net.FileConn(ours)
@@ -139,6 +140,8 @@ func (c *child) load(o ModuleOptions) error {
 // wait waits for the end of the process.
 func (c *child) wait() {
 	state := c.cmd.Wait()
+	c.conn.SetReadDeadline(time.Now().Add(time.Second)) // if something that it started holds the socket
+	<-c.drained
 	c.endedAt = time.Now()
 	if reason := c.reason.Load(); reason != nil {
 		c.err = *reason
@@ -195,19 +198,28 @@ func (c *child) call(ctx context.Context, request *call, timeout time.Duration) 
 	}
 	select {
 	case frame := <-p.answer:
-		r, err := decodeReply(frame)
-		if err != nil {
-			c.garbled(err)
-			<-c.dead
+		return c.decode(frame)
+	case <-c.dead:
+		select {
+		case frame := <-p.answer: // the last thing that it said
+			return c.decode(frame)
+		default:
 			return nil, c.err
 		}
-		return r, nil
-	case <-c.dead:
-		return nil, c.err
 	case <-ctx.Done():
 		c.abandon(p)
 		return nil, ctx.Err()
 	}
+}
+
+func (c *child) decode(frame []byte) (*reply, error) {
+	r, err := decodeReply(frame)
+	if err != nil {
+		c.garbled(err)
+		<-c.dead
+		return nil, c.err
+	}
+	return r, nil
 }
 
 // begin takes a number for a call and starts its clock. A call that may wait for keys to be generated
@@ -334,6 +346,7 @@ func (c *child) read() {
 	for {
 		n, err := c.conn.Read(buf)
 		if err != nil {
+			close(c.drained)
 			c.hungUp(err)
 			return
 		}
@@ -342,6 +355,7 @@ func (c *child) read() {
 			err = errors.New("an answer to no call")
 		}
 		if err != nil {
+			close(c.drained)
 			c.garbled(err)
 			return
 		}
