@@ -86,7 +86,7 @@ come from a device at all.`,
 	c.Flags().StringVar(&flags.ca, "ca", "", "the `folder` of the CA certificates of makers that are trusted")
 	c.Flags().StringVar(&flags.out, "out", "", "the `file` for the device")
 	c.Flags().BoolVar(&flags.unverified, "accept-unverified-ek", false, "take a device without a verified certificate: it may be a simulator")
-	c.Flags().DurationVar(&flags.valid, "valid", 24*time.Hour, "how `long` an answer will be accepted")
+	c.Flags().DurationVar(&flags.valid, "valid", 24*time.Hour, "how long an answer will be accepted, as a `duration` such as 90m")
 	required(c, "out")
 	return c
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"syscall"
 
@@ -18,16 +19,30 @@ func (a *app) with(ctx context.Context, do func(*client.Client) error) error {
 		return err
 	}
 	conn, err := client.Dial(ctx, path)
-	switch {
-	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
-		return hint(fmt.Errorf("no agent answers at %s", path),
-			"start one with `mesh-agent serve`, or name its socket by --socket or $MESH_AGENT_SOCK")
-	case err != nil:
-		return err
+	if err != nil {
+		return explainDial(path, err)
 	}
 	defer conn.Close()
 	defer a.sayTouch(ctx, path)()
-	return do(conn)
+	err = do(conn)
+	if errors.Is(err, io.EOF) || errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET) {
+		return hint(fmt.Errorf("the agent at %s hung up", path), "was it stopped just now? It hangs up on everybody but the user who runs it")
+	}
+	return err
+}
+
+// explainDial says why nobody is at the other end of a path, and what to do.
+func explainDial(path string, err error) error {
+	switch {
+	case len(path) > longestSocketPath:
+		return errSocketPath(path)
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, syscall.ENOTDIR):
+		return hint(fmt.Errorf("no agent answers at %s", path),
+			"start one with `mesh-agent serve`, or name its socket by --socket or $MESH_AGENT_SOCK")
+	case errors.Is(err, fs.ErrPermission):
+		return hint(fmt.Errorf("%s is not for this user", path), "an agent serves the user who runs it: start one of your own with `mesh-agent serve`")
+	}
+	return err
 }
 
 // asked connects to the agent for one request.

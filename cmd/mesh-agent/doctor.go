@@ -2,12 +2,14 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -16,6 +18,7 @@ import (
 
 	"github.com/mesh-agent/mesh-agent/client"
 	"github.com/mesh-agent/mesh-agent/mesh"
+	"github.com/mesh-agent/mesh-agent/piv"
 	"github.com/mesh-agent/mesh-agent/token"
 	"github.com/mesh-agent/mesh-agent/tpm"
 )
@@ -25,7 +28,8 @@ func newDoctorCommand(a *app) *cobra.Command {
 		Use:   "doctor",
 		Short: "Find out what is wrong and how to mend it",
 		Long: `Looks at the agent, its tokens and keys, its sockets and folders, and says what is wrong and
-how to mend it. Where no agent runs it looks at the TPM and the PIV cards itself.
+how to mend it. Where no agent runs it looks at the TPM, the PIV cards, the PKCS#11 modules and
+the prompt program itself, as the configuration names them.
 It changes nothing. It succeeds if nothing is found that does not work; warnings are of
 what works and should be mended.`,
 		Args: args(cobra.NoArgs),
@@ -77,74 +81,115 @@ func finding(s token.Severity, about, mend, format string, args ...any) mesh.Fin
 
 // examine looks at everything there is. What cannot be looked at is a finding.
 func (a *app) examine(ctx context.Context) []mesh.Finding {
-	state, err := a.stateFolder()
+	s, err := a.settings(serveFlags{})
 	var out []mesh.Finding
 	if err != nil {
 		out = append(out, finding(token.SeverityError, "configuration", "correct it, or name another by --config", "%v", err))
 	}
+	configured := err == nil
+	var status *mesh.StatusResponse
 	var of []mesh.Finding
-	var tokens []string
 	err = a.with(ctx, func(conn *client.Client) (err error) {
-		status, err := conn.Status(ctx)
-		if err != nil {
+		if status, err = conn.Status(ctx); err != nil {
 			return err
 		}
-		state = status.State
-		for _, t := range status.Tokens {
-			tokens = append(tokens, t.Name)
-		}
-		out = append(out, finding(token.SeverityInfo, "agent", "", "%s, process %d, serves %d keys at %s", status.Build, status.PID, status.Keys, status.Socket))
 		of, err = conn.Doctor(ctx)
 		return err
 	})
-	if err != nil {
-		out = append(out, finding(token.SeverityError, "agent", adviceOf(err), "%v", err))
-		cards, names := a.examineCards(ctx)
-		of, tokens = append(a.examineTPM(ctx), cards...), names
-		of = append(of, a.examinePrompt(ctx)...)
+	var tokens []string
+	switch {
+	case err == nil:
+		s.state = status.State
+		for _, t := range status.Tokens {
+			tokens = append(tokens, t.Name)
+		}
+		out = append(append(out, a.examineAgent(*status)...), of...)
+	case configured:
+		for _, serial := range s.piv {
+			tokens = append(tokens, piv.Name(serial))
+		}
+		out = append(append(out, noAgent(err)), a.examineSettings(ctx, s)...)
+	default:
+		out = append(out, noAgent(err))
 	}
-	out = append(out, of...)
 	out = append(out, a.examineOtherCards(ctx, tokens)...)
 	out = append(out, a.examineSockets()...)
-	if state != "" {
-		out = append(out, examineState(state)...)
+	if s.state != "" {
+		out = append(out, examineState(s.state)...)
 	}
 	return append(out, examineSwap("/proc/swaps")...)
 }
 
-// adviceOf returns the hint in an error, or a general one.
-func adviceOf(err error) string {
-	var hinted hintError
-	if errors.As(err, &hinted) {
-		return hinted.hint
-	}
-	return "see the agent's log"
+func noAgent(err error) mesh.Finding {
+	return finding(token.SeverityError, "agent", adviceOf(err), "%v", err)
 }
 
-// stateFolder is where an agent that is started here keeps its keys.
-func (a *app) stateFolder() (string, error) {
-	s, err := a.settings(serveFlags{})
-	return s.state, err
+// adviceOf returns what to do about an error, or a general advice.
+func adviceOf(err error) string {
+	return cmp.Or(adviceFor(&cobra.Command{Use: "mesh-agent"}, err), "see the agent's log")
+}
+
+// examineAgent looks at what a running agent says of itself, and at who asks it.
+func (a *app) examineAgent(s mesh.StatusResponse) []mesh.Finding {
+	out := []mesh.Finding{finding(token.SeverityInfo, "agent", "", "%s, process %d, serves %d keys at %s", s.Build, s.PID, s.Keys, s.Socket)}
+	if s.Build != build() {
+		out = append(out, finding(token.SeverityWarning, "agent", "restart it: systemctl --user restart mesh-agent, or stop it and `mesh-agent serve`",
+			"it is another version than this program, %s", build()))
+	}
+	if !slices.ContainsFunc(s.Tokens, func(t mesh.TokenInfo) bool { return t.Name == tpmName }) {
+		out = append(out, missingTPM(tpm.DefaultDevice))
+	}
+	if ssh := a.getenv("SSH_AUTH_SOCK"); s.SSH != "" && !sameFile(ssh, s.SSH) && !sameFile(ssh, s.Socket) {
+		out = append(out, finding(token.SeverityInfo, "SSH_AUTH_SOCK", "export SSH_AUTH_SOCK="+s.SSH, "ssh does not ask this agent, but %s", cmp.Or(ssh, "none: it is not set")))
+	}
+	return out
+}
+
+// examineSettings looks at what an agent would use, where none does.
+func (a *app) examineSettings(ctx context.Context, s settings) []mesh.Finding {
+	out := examineTPM(ctx, s)
+	out = append(out, a.examineCards(ctx, s.piv)...)
+	out = append(out, examineModules(ctx, s.pkcs11)...)
+	return append(out, a.examinePrompt(ctx, s.prompt)...)
+}
+
+// diagnosed is what a token finds to be wrong with itself. It is closed then.
+func diagnosed(ctx context.Context, t token.Token) []mesh.Finding {
+	defer t.Close() // nothing was changed
+	var out []mesh.Finding
+	if d, ok := t.(token.Doctor); ok {
+		out = findings("token "+t.Info().Name, d.Diagnose(ctx))
+	}
+	return out
+}
+
+// findings are those of a token.
+func findings(about string, of []token.Finding) []mesh.Finding {
+	var out []mesh.Finding
+	for _, f := range of {
+		out = append(out, mesh.Finding{Severity: string(f.Severity), About: about, Text: f.Text, Mend: f.Mend})
+	}
+	return out
 }
 
 // examineTPM looks at the TPM where no agent does.
-func (a *app) examineTPM(ctx context.Context) []mesh.Finding {
-	s, err := a.settings(serveFlags{})
-	if err != nil {
-		return nil // found already
-	}
+func examineTPM(ctx context.Context, s settings) []mesh.Finding {
 	if s.tpm.device == "" {
-		return []mesh.Finding{finding(token.SeverityInfo, "token tpm", "", "this machine has no TPM at %s, or it is turned off", tpm.DefaultDevice)}
+		return []mesh.Finding{missingTPM(tpm.DefaultDevice)}
 	}
 	options := tpm.Options{Device: s.tpm.device}
 	if dir := filepath.Join(s.state, tpmFolder); isFolder(dir) { // which would be made otherwise
 		options.StateDir = dir
 	}
-	var out []mesh.Finding
-	for _, f := range tpm.Diagnose(ctx, options) {
-		out = append(out, mesh.Finding{Severity: string(f.Severity), About: "token tpm", Text: f.Text, Mend: f.Mend})
+	return findings("token "+tpmName, tpm.Diagnose(ctx, options))
+}
+
+// missingTPM says why there is no token tpm.
+func missingTPM(device string) mesh.Finding {
+	if _, err := os.Stat(device); err == nil {
+		return finding(token.SeverityInfo, "token "+tpmName, "", "%s is there and not used: --tpm, $MESH_AGENT_TPM or the configuration turns it off, or it came after the agent", device)
 	}
-	return out
+	return finding(token.SeverityInfo, "token "+tpmName, "if it has one, turn it on in the firmware's settings (fTPM, PTT)", "this machine shows no TPM 2.0: there is no %s", device)
 }
 
 func isFolder(path string) bool {
@@ -197,8 +242,8 @@ func examineMode(about, path string, mask fs.FileMode, mend string) (mesh.Findin
 	return mesh.Finding{}, false
 }
 
-// lowSpace is how little room there may be on the disk of the key records, in octets.
-const lowSpace = 16 << 20
+// How little room there may be on the disk of the key records, in octets: what is low, and what is too little for some records.
+const lowSpace, noSpace = 16 << 20, 64 << 10
 
 // examineState looks at the folder of the key records and its disk.
 func examineState(dir string) []mesh.Finding {
@@ -222,13 +267,23 @@ func examineState(dir string) []mesh.Finding {
 	if err := unix.Statfs(dir, &disk); err != nil {
 		return append(out, finding(token.SeverityError, "state", "see what is wrong with the disk", "%s: %v", dir, err))
 	}
-	if free := disk.Bavail * uint64(disk.Bsize); free < lowSpace {
-		out = append(out, finding(token.SeverityWarning, "disk", "make room: key records are written whole or not at all", "%d octets are free at %s", free, dir))
-	}
+	out = append(out, examineSpace(dir, disk.Bavail*uint64(disk.Bsize))...)
 	if disk.Flags&unix.ST_RDONLY != 0 {
 		out = append(out, finding(token.SeverityError, "disk", "mount it for writing", "%s is on a disk that cannot be written", dir))
 	}
 	return out
+}
+
+// examineSpace looks at how many octets are free at a folder.
+func examineSpace(dir string, free uint64) []mesh.Finding {
+	severity := token.SeverityWarning
+	switch {
+	case free >= lowSpace:
+		return nil
+	case free < noSpace:
+		severity = token.SeverityError
+	}
+	return []mesh.Finding{finding(severity, "disk", "make room: key records are written whole or not at all", "%d octets are free at %s", free, dir)}
 }
 
 // examineSwap looks for swap space on a disk, to which open keys may be written.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -31,6 +32,54 @@ func TestExamineSwap(t *testing.T) {
 	}
 	if got := examineSwap(filepath.Join(t.TempDir(), "none")); got != nil {
 		t.Errorf("no table: %+v", got)
+	}
+}
+
+func TestExamineSpace(t *testing.T) {
+	t.Parallel()
+	for free, want := range map[uint64]string{0: "error", noSpace - 1: "error", noSpace: "warning", lowSpace - 1: "warning", lowSpace: ""} {
+		var got string
+		for _, f := range examineSpace("/state", free) {
+			got += f.Severity
+		}
+		if got != want {
+			t.Errorf("%d octets: %q, want %q", free, got, want)
+		}
+	}
+}
+
+func TestMissingTPM(t *testing.T) {
+	t.Parallel()
+	device := filepath.Join(t.TempDir(), "tpmrm0")
+	if f := missingTPM(device); !strings.Contains(f.Text, "shows no TPM 2.0") || f.Mend == "" {
+		t.Errorf("no device: %+v", f)
+	}
+	if err := os.WriteFile(device, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if f := missingTPM(device); !strings.Contains(f.Text, "is there and not used") {
+		t.Errorf("a device: %+v", f)
+	}
+}
+
+// TestExamineAgent has an agent of another version, without a TPM, that ssh does not ask, and one in which all is as it should be.
+func TestExamineAgent(t *testing.T) {
+	t.Parallel()
+	about := func(env string, s mesh.StatusResponse) (out []string) {
+		a := &app{world: world{getenv: func(string) string { return env }}}
+		for _, f := range a.examineAgent(s) {
+			out = append(out, f.Severity+" "+f.About)
+		}
+		return out
+	}
+	folder := t.TempDir()
+	got := about(filepath.Join(folder, "other"), mesh.StatusResponse{Build: "v0.0.1", SSH: filepath.Join(folder, "ssh.sock")})
+	if want := []string{"info agent", "warning agent", "info token tpm", "info SSH_AUTH_SOCK"}; !slices.Equal(got, want) {
+		t.Errorf("found %q, want %q", got, want)
+	}
+	got = about(folder, mesh.StatusResponse{Build: build(), SSH: folder, Tokens: []mesh.TokenInfo{{Name: "tpm"}}})
+	if want := []string{"info agent"}; !slices.Equal(got, want) {
+		t.Errorf("found %q, want %q", got, want)
 	}
 }
 

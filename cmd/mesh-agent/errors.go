@@ -85,24 +85,31 @@ func adviceFor(command *cobra.Command, err error) string {
 		return "give it with the request: mesh-agent sign --pin"
 	case errors.As(err, &status) && status.Status == 401 && strings.Contains(status.Text, ": prompt program "):
 		return "mesh-agent doctor says how to mend that; mesh-agent token unlock NAME does without"
+	case errors.As(err, &status) && status.Status == 400:
+		return fmt.Sprintf("check what was asked for; `%s --help` says what there is", command.CommandPath())
 	case errors.As(err, &status):
 		return adviceForStatus[status.Status]
+	case errors.Is(err, client.ErrNotMesh):
+		return "name agent.sock, not ssh.sock, by --socket or $MESH_AGENT_SOCK"
+	case errors.Is(err, client.ErrMalformed):
+		return "a message is one JSON object with one member, its tag: {\"HelloRequest\":{}}; docs/protocol.md has them all"
+	case errors.Is(err, token.ErrAbsent):
+		return adviceForStatus[503]
 	}
 	return ""
 }
 
-// adviceForStatus says what to do about an answer that is not 201; see docs/protocol.md.
+// adviceForStatus says what to do about an answer that is neither 201 nor 400; see docs/protocol.md.
 var adviceForStatus = map[int]string{
-	400: "check the request; `mesh-agent COMMAND --help` says what it takes",
 	401: "present the token's PIN: mesh-agent token unlock NAME; for a key file, check its passphrase",
 	403: "a key does only what its use permits: mesh-agent key show UDF",
 	404: "see what is there: mesh-agent key list, mesh-agent token list; the token soft needs serve --software-keys",
 	408: "try again and touch the token when it blinks",
-	409: "see the agent's state: mesh-agent status",
+	409: "see what is wrong, and how to mend it: mesh-agent doctor",
 	422: "the point is not one that a correct program sends; get a new one from where it came",
 	423: "wait, and find out who tried wrong PINs; mesh-agent doctor says what else helps",
 	429: "try again in a moment",
-	500: "the agent's log has the incident of this number",
+	500: "the agent's log has the incident of this number; mesh-agent doctor looks for what is wrong with disk and tokens",
 	501: "see what the token can do: mesh-agent token list",
 	503: "see what is wrong with the token, and how to mend it: mesh-agent doctor",
 }

@@ -13,6 +13,7 @@ import (
 
 	"github.com/mesh-agent/mesh-agent/hsm"
 	"github.com/mesh-agent/mesh-agent/internal/config"
+	"github.com/mesh-agent/mesh-agent/mesh"
 	"github.com/mesh-agent/mesh-agent/token"
 )
 
@@ -36,8 +37,8 @@ func newHelperCommand() *cobra.Command {
 }
 
 // openPKCS11 opens the tokens of the configured modules. A token that is not there, or whose module
-// does not load, is absent and does not stop the agent; a wrong configuration does.
-func (a *app) openPKCS11(ctx context.Context, modules []config.PKCS11, log *slog.Logger) (tokens []token.Token, err error) {
+// does not load, is absent and does not stop the agent; a wrong configuration does. What modules print goes to stderr, if there is one.
+func openPKCS11(ctx context.Context, modules []config.PKCS11, log *slog.Logger, stderr *os.File) (tokens []token.Token, err error) {
 	defer func() {
 		if err != nil {
 			for _, t := range tokens {
@@ -56,7 +57,7 @@ func (a *app) openPKCS11(ctx context.Context, modules []config.PKCS11, log *slog
 	for _, c := range modules {
 		m, err := hsm.NewModule(hsm.ModuleOptions{
 			Path: c.Module, Arguments: c.Arguments, Environment: c.Environment, Sessions: c.Sessions,
-			Helper: []string{self, helperCommand}, Stderr: os.Stderr,
+			Helper: []string{self, helperCommand}, Stderr: stderr,
 		})
 		if err != nil {
 			return tokens, explainModule(err)
@@ -96,4 +97,17 @@ func openPKCS11Token(ctx context.Context, m *hsm.Module, name, text string, log 
 		log.Warn("the token is not there; it is found when it comes", "token", name, "module", m.Path())
 	}
 	return t, nil
+}
+
+// examineModules looks at the tokens of PKCS #11 modules of the settings where no agent does.
+func examineModules(ctx context.Context, modules []config.PKCS11) []mesh.Finding {
+	tokens, err := openPKCS11(ctx, modules, slog.New(slog.DiscardHandler), nil)
+	if err != nil {
+		return []mesh.Finding{finding(token.SeverityError, "configuration", adviceOf(err), "%v", err)}
+	}
+	var out []mesh.Finding
+	for _, t := range tokens {
+		out = append(out, diagnosed(ctx, t)...)
+	}
+	return out
 }

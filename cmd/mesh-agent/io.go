@@ -25,7 +25,7 @@ const (
 
 // read returns the whole of a file, or of standard input if name is "-" or empty.
 func (a *app) read(name string, limit int64) ([]byte, error) {
-	in, title := a.stdin, "standard input"
+	in := a.stdin
 	if name != "" && name != "-" {
 		f, err := os.Open(name)
 		switch {
@@ -35,14 +35,15 @@ func (a *app) read(name string, limit int64) ([]byte, error) {
 			return nil, err
 		}
 		defer f.Close()
-		in, title = f, name
+		in = f
 	}
 	data, err := io.ReadAll(io.LimitReader(in, limit+1))
 	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", title, err)
+		return nil, err // which names the file
 	}
 	if int64(len(data)) > limit {
-		return nil, fmt.Errorf("read %s: longer than %d octets", title, limit)
+		clear(data)
+		return nil, fmt.Errorf("read %s: longer than %d octets", title(name), limit)
 	}
 	return data, nil
 }

@@ -87,11 +87,15 @@ func openSockets(meshPath, sshPath string) (s sockets, err error) {
 
 const longestSocketPath = 107 // sun_path of unix(7), less its zero
 
+func errSocketPath(path string) error {
+	return hint(fmt.Errorf("the path of socket %s is longer than %d octets", path, longestSocketPath), "choose a shorter one")
+}
+
 // listen makes a socket that only this user may connect to. It takes the place of a
 // file that a dead agent left, never that of a living one.
 func listen(path string) (net.Listener, error) {
 	if len(path) > longestSocketPath {
-		return nil, hint(fmt.Errorf("the path of socket %s is longer than %d octets", path, longestSocketPath), "choose a shorter one")
+		return nil, errSocketPath(path)
 	}
 	if err := prepareFolder(filepath.Dir(path)); err != nil {
 		return nil, err

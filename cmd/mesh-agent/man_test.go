@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"flag"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -67,6 +68,23 @@ func readFolder(t *testing.T, dir string) map[string][]byte {
 	return files
 }
 
+// TestNearCommands holds that a typing error finds the command that was meant, and that nothing else is guessed.
+func TestNearCommands(t *testing.T) {
+	t.Parallel()
+	for args, want := range map[string]string{
+		"stauts":       "hint: perhaps `mesh-agent status`; `mesh-agent --help` lists all\n",
+		"key lst":      "hint: perhaps `mesh-agent key list`; `mesh-agent key --help` lists all\n",
+		"help key lst": "hint: perhaps `mesh-agent key list`; `mesh-agent key --help` lists all\n",
+		"key nonsense": "hint: `mesh-agent key --help` shows how\n",
+	} {
+		var stderr bytes.Buffer
+		code := run(context.Background(), strings.Fields(args), world{strings.NewReader(""), io.Discard, &stderr, func(string) string { return "" }})
+		if code != 2 || !strings.HasSuffix(stderr.String(), want) {
+			t.Errorf("%s: exit status %d, %swant %s", args, code, stderr.String(), want)
+		}
+	}
+}
+
 // TestUsageErrors holds that what is not understood is said with a hint and exit status 2.
 func TestUsageErrors(t *testing.T) {
 	t.Parallel()
@@ -99,6 +117,15 @@ func TestUsageErrors(t *testing.T) {
 		{"attest answer c", "attest answer: --key is required"},
 		{"attest verify a", "attest verify: --challenge is required"},
 		{"operate a b", "operate: accepts at most 1 arg"},
+		{"help nonsense", `help: unknown command "nonsense"`},
+		{"help key nonsense", `help: unknown command "nonsense"`},
+		{"completion", "completion: subcommand needed"},
+		{"completion nonsense", `completion: unknown command "nonsense"`},
+		{"completion bash extra", "completion bash: "},
+		{"status --socket=", "status: --socket is empty"},
+		{"serve --state=", "serve: --state is empty"},
+		{"sign --key=", "sign: --key is empty"},
+		{"verify --signer=a --signer=", "verify: --signer is empty"},
 	} {
 		t.Run(test.args, func(t *testing.T) {
 			t.Parallel()

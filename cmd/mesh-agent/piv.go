@@ -64,34 +64,24 @@ func (a *app) openPIV(ctx context.Context, s settings, log *slog.Logger) (tokens
 	return tokens, nil
 }
 
-// examineCards looks at the PIV cards of the settings where no agent does, and returns the names
-// of their tokens too.
-func (a *app) examineCards(ctx context.Context) (out []mesh.Finding, names []string) {
-	s, err := a.settings(serveFlags{})
-	if err != nil {
-		return nil, nil // found already
-	}
-	for _, serial := range s.piv {
-		names = append(names, piv.Name(serial))
-		about := "token " + piv.Name(serial)
+// examineCards looks at the PIV cards of the settings where no agent does.
+func (a *app) examineCards(ctx context.Context, serials []uint32) (out []mesh.Finding) {
+	for _, serial := range serials {
 		t, err := piv.Open(ctx, piv.Options{Serial: serial, Socket: a.getenv("PCSCLITE_CSOCK_NAME")})
 		if err != nil {
-			out = append(out, finding(token.SeverityError, about, "try again", "%v", err))
+			out = append(out, finding(token.SeverityError, "token "+piv.Name(serial), "try again", "%v", err))
 			continue
 		}
-		for _, f := range t.Diagnose(ctx) {
-			out = append(out, mesh.Finding{Severity: string(f.Severity), About: about, Text: f.Text, Mend: f.Mend})
-		}
-		_ = t.Close() // nothing was changed
+		out = append(out, diagnosed(ctx, t)...)
 	}
-	return out, names
+	return out
 }
 
 // examineOtherCards names the PIV cards that are plugged in and are none of these tokens.
 func (a *app) examineOtherCards(ctx context.Context, tokens []string) []mesh.Finding {
 	found, err := piv.List(ctx, a.getenv("PCSCLITE_CSOCK_NAME"))
-	if err != nil {
-		return nil // no pcscd, which is no matter without a card
+	if err != nil { // no pcscd, which is no matter without a card
+		return []mesh.Finding{finding(token.SeverityInfo, "card", "to use one, install and start pcscd", "PIV cards are not seen: %v", err)}
 	}
 	var out []mesh.Finding
 	for _, f := range found {
@@ -168,9 +158,14 @@ func (a *app) card(ctx context.Context, name string) (*piv.Token, error) {
 	number, ok := strings.CutPrefix(name, "piv:")
 	serial, err := strconv.ParseUint(number, 10, 32)
 	if name == "piv" {
-		found, err := piv.List(ctx, socket)
+		found, err := piv.Survey(ctx, socket)
 		if err != nil {
 			return nil, err
+		}
+		unknown := found
+		found = slices.DeleteFunc(slices.Clone(found), func(f piv.Found) bool { return f.Err != nil })
+		if len(found) == 0 && len(unknown) != 0 {
+			return nil, hint(fmt.Errorf("card in the reader %s: %w", unknown[0].Reader, unknown[0].Err), "end the program that holds it, or plug it in again; `mesh-agent doctor` says more")
 		}
 		if len(found) != 1 {
 			return nil, hint(fmt.Errorf("%d PIV cards are plugged in", len(found)), "plug in one, or name it: piv:SERIAL")

@@ -50,11 +50,10 @@ func warnOfPrompter(ctx context.Context, p *prompt.Prompter, log *slog.Logger) {
 }
 
 // examinePrompt looks at the prompt program of the settings where no agent does.
-func (a *app) examinePrompt(ctx context.Context) []mesh.Finding {
-	s, err := a.settings(serveFlags{})
-	p := a.prompter(s.prompt)
-	if err != nil || p == nil {
-		return nil // found already, or nothing to look at
+func (a *app) examinePrompt(ctx context.Context, settings config.Prompt) []mesh.Finding {
+	p := a.prompter(settings)
+	if p == nil {
+		return nil
 	}
 	about, err := p.Test(ctx)
 	var broken *prompt.ProgramError

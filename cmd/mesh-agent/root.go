@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 )
 
 // app is what the commands share: the world and the flags that every command takes.
@@ -54,25 +55,59 @@ do the other commands.`
 	flags.StringVar(&a.state, "state", "", "the `folder` of the key records, for serve (default $XDG_STATE_HOME/mesh-agent)")
 	flags.StringVar(&a.config, "config", "", "the configuration `file`, for serve (default $XDG_CONFIG_HOME/mesh-agent/config.toml)")
 	flags.BoolVar(&a.json, "json", false, "print JSON")
+	makeStrict(root)
 	return root
+}
+
+// makeStrict has cobra's own commands, help and completion, refuse what they do not understand as the others do.
+func makeStrict(root *cobra.Command) {
+	root.InitDefaultHelpCmd()
+	root.InitDefaultCompletionCmd()
+	for _, c := range root.Commands() {
+		switch c.Name() {
+		case "help":
+			c.Run, c.RunE = nil, func(c *cobra.Command, words []string) error {
+				about, rest, err := c.Root().Find(words)
+				switch {
+				case err != nil:
+					return usageError{err}
+				case len(rest) != 0:
+					return unknownCommand(about, rest[0])
+				}
+				return about.Help()
+			}
+		case "completion":
+			c.Args, c.RunE = cobra.ArbitraryArgs, runGroup
+			for _, shell := range c.Commands() {
+				shell.Args = args(cobra.NoArgs)
+			}
+		}
+	}
 }
 
 // group returns a command that only holds others: alone, or with a word that is none
 // of them, it is a usage error.
 func group(use, short string, commands ...*cobra.Command) *cobra.Command {
-	c := &cobra.Command{
-		Use:   use,
-		Short: short,
-		Args:  cobra.ArbitraryArgs,
-		RunE: func(c *cobra.Command, args []string) error {
-			if len(args) == 0 {
-				return usageError{errors.New("subcommand needed")}
-			}
-			return usageError{fmt.Errorf("unknown command %q", args[0])}
-		},
-	}
+	c := &cobra.Command{Use: use, Short: short, Args: cobra.ArbitraryArgs, RunE: runGroup}
 	c.AddCommand(commands...)
 	return c
+}
+
+func runGroup(c *cobra.Command, words []string) error {
+	if len(words) == 0 {
+		return usageError{errors.New("subcommand needed")}
+	}
+	return unknownCommand(c, words[0])
+}
+
+// unknownCommand is the error of a word that names no command of a group.
+func unknownCommand(c *cobra.Command, word string) error {
+	err := usageError{fmt.Errorf("unknown command %q", word)}
+	c.SuggestionsMinimumDistance = 2 // letters that may be wrong
+	if near := c.SuggestionsFor(word); len(near) != 0 {
+		return hint(err, fmt.Sprintf("perhaps `%s %s`; `%[1]s --help` lists all", c.CommandPath(), near[0]))
+	}
+	return err
 }
 
 // args makes a rule for positional arguments a usage error.
@@ -85,15 +120,26 @@ func args(rule cobra.PositionalArgs) cobra.PositionalArgs {
 	}
 }
 
-// refuseEmpty refuses a flag that names what is wanted and is empty: a variable of a script that is not
-// set must not pass for a check that nobody asked for.
-func refuseEmpty(c *cobra.Command, _ []string) error {
-	for _, name := range []string{"account", "device", "pin", "witness", "signer", "seed", "profile", "passphrase-file", "unwrap-with", "frame-tree"} {
-		if f := c.Flags().Lookup(name); f != nil && f.Changed && slices.Contains([]string{"", "[]"}, f.Value.String()) {
-			return usageError{fmt.Errorf("--%s is empty", name)}
-		}
+// refuseEmpty refuses a flag or an argument that is there and empty: a variable of a script that is not
+// set must not pass for a check that nobody asked for, for standard input, or for the usual place.
+func refuseEmpty(c *cobra.Command, words []string) (err error) {
+	if c.Name() == cobra.ShellCompRequestCmd || c.Name() == cobra.ShellCompNoDescRequestCmd {
+		return nil // the word that is to be completed
 	}
-	return nil
+	mayBeEmpty := []string{"label", "key-name", "rsa-label", "content-type", "description", "tpm"}
+	c.Flags().Visit(func(f *pflag.Flag) {
+		values := []string{f.Value.String()}
+		if list, ok := f.Value.(pflag.SliceValue); ok {
+			values = list.GetSlice()
+		}
+		if slices.Contains(values, "") && !slices.Contains(mayBeEmpty, f.Name) {
+			err = usageError{fmt.Errorf("--%s is empty", f.Name)}
+		}
+	})
+	if err == nil && slices.Contains(words, "") {
+		err = usageError{errors.New("an argument is empty")}
+	}
+	return err
 }
 
 // required marks flags that must be given.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"path/filepath"
 	"sync"
@@ -19,6 +20,7 @@ import (
 	"github.com/mesh-agent/mesh-agent/internal/prompt"
 	"github.com/mesh-agent/mesh-agent/internal/store"
 	"github.com/mesh-agent/mesh-agent/softkey"
+	"github.com/mesh-agent/mesh-agent/token"
 )
 
 // serveFlags are the flags of serve alone.
@@ -124,6 +126,9 @@ func (a *app) settings(flags serveFlags) (s settings, err error) {
 			return s, err
 		}
 	}
+	if s.state, err = filepath.Abs(s.state); err != nil { // it is named to people who are elsewhere
+		return s, err
+	}
 	switch {
 	case flags.softwareKeys:
 		s.software = config.SoftwareKeysPassphrase
@@ -214,6 +219,8 @@ func (a *app) openState(ctx context.Context, s settings, log *slog.Logger) (*key
 	switch {
 	case errors.As(err, &locked):
 		return nil, nil, hint(err, "stop the other agent, or choose another folder by --state")
+	case errors.Is(err, fs.ErrPermission):
+		return nil, nil, hint(err, "it must belong to this user and be writable by nobody else: chmod go-w; or choose another folder by --state")
 	case err != nil:
 		return nil, nil, err
 	}
@@ -252,10 +259,13 @@ func (a *app) openKeyring(ctx context.Context, s settings, log *slog.Logger, rec
 	return ring, nil
 }
 
-// explainRing adds what to do if the guard against rollback is not the one that was.
+// explainRing adds what to do if the guard against rollback is not the one that was, or not there.
 func explainRing(err error) error {
-	if errors.Is(err, keyring.ErrNoGuard) {
+	switch {
+	case errors.Is(err, keyring.ErrNoGuard):
 		return hint(err, "start with --rollback-guard, or give the guard up: remove generation.json from the state folder")
+	case errors.Is(err, token.ErrNotFound):
+		return hint(err, "--rollback-guard names a token that this agent has; mesh-agent doctor says why there is no TPM")
 	}
 	return err
 }

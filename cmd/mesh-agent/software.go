@@ -67,8 +67,12 @@ func (a *app) passphrase(ctx context.Context, questions []string) ([]byte, error
 	}
 	for i, question := range questions {
 		answer, err := a.ask(ctx, tty, question)
-		if err != nil {
+		switch {
+		case err != nil:
 			return nil, err
+		case len(answer) == 0:
+			clear(passphrase)
+			return nil, hint(errors.New("the passphrase is empty"), "type one, or see --insecure-software-keys")
 		}
 		if i > 0 && !bytes.Equal(answer, passphrase) {
 			clear(answer)

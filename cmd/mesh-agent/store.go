@@ -1,6 +1,8 @@
 package main
 
 import (
+	"errors"
+
 	"github.com/spf13/cobra"
 
 	"github.com/mesh-agent/mesh-agent/client"
@@ -27,7 +29,12 @@ On a terminal it asks first, unless --yes is given.`,
 				}
 			}
 			return a.with(c.Context(), func(conn *client.Client) error {
-				return conn.AcceptRollback(c.Context())
+				err := conn.AcceptRollback(c.Context())
+				var status *client.StatusError
+				if errors.As(err, &status) && status.Status == 501 {
+					return hint(err, "there is nothing to accept: the agent guards them with serve --rollback-guard tpm only")
+				}
+				return err
 			})
 		},
 	}

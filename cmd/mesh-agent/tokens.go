@@ -51,7 +51,7 @@ func (a *app) openTokens(ctx context.Context, s settings, log *slog.Logger) (tok
 		}
 		tokens = append(tokens, t)
 	}
-	modules, err := a.openPKCS11(ctx, s.pkcs11, log)
+	modules, err := openPKCS11(ctx, s.pkcs11, log, os.Stderr)
 	if err != nil {
 		return tokens, err
 	}
@@ -77,6 +77,9 @@ func (a *app) openTokens(ctx context.Context, s settings, log *slog.Logger) (tok
 	}
 	return tokens, nil
 }
+
+// tpmName is the name of the TPM's token.
+const tpmName = "tpm"
 
 // tpmFolder is where the TPM's files are in the state folder.
 const tpmFolder = "tpm"
