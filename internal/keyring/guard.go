@@ -367,8 +367,15 @@ func (g *guard) change(ctx context.Context, gate Gate, after func() ([]byte, err
 	return err
 }
 
-// addRecord writes the record of a new key, or leaves none.
+// addRecord writes the record of a new key, or leaves none. It does not write over one that did not load: another version of
+// this program may know what that says.
 func (k *Keyring) addRecord(ctx context.Context, gate Gate, r *store.Record) error {
+	switch err := k.store.Free(r.Udf); {
+	case errors.Is(err, store.ErrExists):
+		return fmt.Errorf("%w: its record is there and did not load", token.ErrCorrupt)
+	case err != nil:
+		return err
+	}
 	return k.change(ctx, gate, r.Udf, r, func() error {
 		err := k.store.Put(r)
 		if err == nil {

@@ -1,6 +1,7 @@
 package keyring
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/json"
@@ -910,6 +911,34 @@ func TestFailedWrite(t *testing.T) {
 	}
 	wantNothing(t, f, "failed write")
 	f.start(t, fake.Reopen())
+}
+
+// TestRecordOfLaterVersion imports a key whose record is one of a later version: that one is not written over.
+func TestRecordOfLaterVersion(t *testing.T) {
+	t.Parallel()
+	fake := fakeTPM()
+	f := newRing(t, fake)
+	spec := ImportSpec{Token: "tpm", Use: token.UseAgree, Private: &token.PrivateKey{Algorithm: token.P256, Scalar: randomScalar(t, token.P256).Bytes()}}
+	e, _, err := f.Import(t.Context(), nil, spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.edit(t, e, func(r map[string]any) { r["Version"], r["News"] = 2, true })
+	before, err := os.ReadFile(f.recordPath(e))
+	if err != nil {
+		t.Fatal(err)
+	}
+	fake = fake.Reopen()
+	f.restart(t, fake)
+	held := fake.Keys()
+	_, _, err = f.Import(t.Context(), nil, spec)
+	wantErr(t, "Import", err, token.ErrCorrupt)
+	if fake.Keys() != held {
+		t.Errorf("%d keys in the token, %d before", fake.Keys(), held)
+	}
+	if after, err := os.ReadFile(f.recordPath(e)); err != nil || !bytes.Equal(before, after) {
+		t.Errorf("the record became %s, %v", after, err)
+	}
 }
 
 func TestGateRefuses(t *testing.T) {

@@ -25,6 +25,9 @@ const (
 // ErrNotFound says that there is no record of this name.
 var ErrNotFound = errors.New("no such record")
 
+// ErrExists says that there is a record of this name.
+var ErrExists = errors.New("there is such a record")
+
 // Store is the folder of key records, locked for one daemon. Its methods may be called
 // from several goroutines at once; for one UDF, one at a time.
 type Store struct {
@@ -122,6 +125,18 @@ func (s *Store) load(name string) (*Record, error) {
 		return nil, fmt.Errorf("the record is that of %s", r.Udf)
 	}
 	return r, nil
+}
+
+// Free returns ErrExists if there is a record of this UDF, loaded or not.
+func (s *Store) Free(udf string) error {
+	_, err := s.keys.Stat(udf + recordName)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err == nil:
+		err = ErrExists
+	}
+	return fmt.Errorf("record %s: %w", udf, err)
 }
 
 // Put writes a record durably, replacing one of the same UDF.

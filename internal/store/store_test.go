@@ -56,6 +56,9 @@ func TestStore(t *testing.T) {
 	if err := s.Put(b); err != nil {
 		t.Fatal(err)
 	}
+	if err := s.Free(udfB); !errors.Is(err, ErrExists) {
+		t.Errorf("Free of a UDF that has a record: %v, want ErrExists", err)
+	}
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -70,6 +73,9 @@ func TestStore(t *testing.T) {
 	}
 	if err := s.Remove(udfA); !errors.Is(err, ErrNotFound) {
 		t.Errorf("second Remove: %v", err)
+	}
+	if err := s.Free(udfA); err != nil {
+		t.Errorf("Free: %v", err)
 	}
 	if records, _, _ := s.Load(); len(records) != 1 || records[0].Udf != udfB {
 		t.Errorf("after Remove: %+v", records)
