@@ -190,9 +190,13 @@ func (w *worker) try(ctx context.Context, r pcsc.Reader) (ours bool, err error) 
 // patiently connects, waiting for a program that has the card for itself.
 func (w *worker) patiently(ctx context.Context, reader string) (*pcsc.Card, error) {
 	const pause = 5 * time.Millisecond
-	for end := time.Now().Add(w.token.options.Patience); ; {
+	busy := false
+	for end := time.Now().Add(w.token.options.Patience); ; busy = true {
 		card, err := w.client.Connect(ctx, reader)
-		if !errors.Is(err, pcsc.SharingViolation) || time.Now().After(end) {
+		switch {
+		case busy && ctx.Err() != nil && errors.Is(err, ctx.Err()): // before it was refused once more
+			return nil, fmt.Errorf("%w: %w", err, pcsc.SharingViolation)
+		case !errors.Is(err, pcsc.SharingViolation) || time.Now().After(end):
 			return card, err
 		}
 		if ctxErr := pcsc.Pause(ctx, pause); ctxErr != nil {

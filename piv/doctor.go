@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/mesh-agent/mesh-agent/piv/internal/apdu"
 	"github.com/mesh-agent/mesh-agent/piv/internal/applet"
@@ -41,6 +43,10 @@ func (t *Token) diagnoseAbsence(err error) token.Finding {
 		f.Mend = "allow this user org.debian.pcsc-lite.access_pcsc and access_card by a polkit rule, as docs/piv.md has it"
 	case errors.Is(err, ErrNoReader), errors.Is(err, ErrNoCard):
 		f.Mend = fmt.Sprintf("plug in the card with the serial number %d", t.options.Serial)
+		if names := processes(isSCDaemon); len(names) != 0 {
+			f.Text += "; a program that may keep the reader from pcscd: " + strings.Join(names, ", ")
+			f.Mend += "; if it is, put \"disable-ccid\" and \"pcsc-shared\" into scdaemon.conf and run: gpgconf --kill scdaemon"
+		}
 	case errors.Is(err, token.ErrReplaced):
 		f.Mend = fmt.Sprintf("put the card with the serial number %d in place of the other one", t.options.Serial)
 	case errors.Is(err, ErrBusy):
@@ -118,23 +124,43 @@ func (s *session) diagnoseStoredKey(ctx context.Context) []token.Finding {
 // suspects names programs of this machine that have the PC/SC library loaded, as far as this user
 // may see them.
 func suspects() string {
-	maps, _ := filepath.Glob("/proc/[0-9]*/maps")
-	var names []string
-	for _, path := range maps {
-		b, err := os.ReadFile(path)
-		if err != nil || !bytes.Contains(b, []byte("libpcsclite")) {
-			continue
-		}
-		dir := filepath.Dir(path)
-		name, err := os.ReadFile(filepath.Join(dir, "comm"))
-		if err != nil {
-			continue
-		}
-		names = append(names, fmt.Sprintf("%s (process %s)", strings.TrimSpace(string(name)), filepath.Base(dir)))
-	}
+	names := processes(func(dir, _ string) bool {
+		maps, err := os.ReadFile(filepath.Join(dir, "maps"))
+		return err == nil && bytes.Contains(maps, []byte("libpcsclite"))
+	})
 	if len(names) == 0 {
 		return ""
 	}
-	slices.Sort(names)
 	return "; programs that have loaded the card library: " + strings.Join(names, ", ")
+}
+
+// isSCDaemon reports whether a process is GnuPG's, which by default takes readers for itself by a driver of its own: then pcscd
+// has none.
+func isSCDaemon(_, name string) bool { return name == "scdaemon" }
+
+// processes names those that match by their folder in /proc and name.
+func processes(match func(dir, name string) bool) []string {
+	dirs, _ := filepath.Glob("/proc/[0-9]*")
+	var names []string
+	for _, dir := range dirs {
+		b, err := os.ReadFile(filepath.Join(dir, "comm"))
+		if err != nil {
+			continue // it has ended
+		}
+		if name := printable(b); match(dir, name) {
+			names = append(names, fmt.Sprintf("%s (process %s)", name, filepath.Base(dir)))
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
+// printable makes the name that a process gave itself harmless on a terminal.
+func printable(name []byte) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsPrint(r) && r != utf8.RuneError {
+			return r
+		}
+		return '?'
+	}, strings.TrimSpace(string(name)))
 }

@@ -91,9 +91,14 @@ func (s *session) present(ctx context.Context, pin []byte, last tryPolicy) error
 
 // verify waits for the card even if the caller goes away, to know what came of the PIN.
 func (s *session) verify(ctx context.Context, pin []byte) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeGrace)
+	ctx, cancel := outlive(ctx)
 	defer cancel()
 	return s.Verify(ctx, pin)
+}
+
+// outlive returns a context for a command that is not given up when the caller goes away.
+func outlive(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithoutCancel(ctx), closeGrace)
 }
 
 // triesLeft returns the tries that a refusal leaves.
@@ -193,20 +198,22 @@ func (t *Token) SetPIN(ctx context.Context, old, pin []byte) error {
 		if err := s.present(ctx, old, keepLast); err != nil { // counts tries as Unlock does
 			return struct{}{}, err
 		}
-		s.request.changed = true
-		return struct{}{}, s.setPIN(ctx, pin, s.Change(ctx, applet.PIN, old, pin))
+		return struct{}{}, s.setPIN(ctx, pin, func(ctx context.Context) error { return s.Change(ctx, applet.PIN, old, pin) })
 	})
 	return err
 }
 
-// setPIN keeps a new PIN that the card took.
-func (s *session) setPIN(ctx context.Context, pin []byte, err error) error {
-	if err != nil {
+// setPIN has the card take a new PIN, and keeps that. The card has it even if the caller goes away meanwhile.
+func (s *session) setPIN(ctx context.Context, pin []byte, set func(context.Context) error) error {
+	s.request.changed = true
+	lasting, cancel := outlive(ctx)
+	defer cancel()
+	if err := set(lasting); err != nil {
 		return err
 	}
 	s.worker.pin.refused = nil
 	s.worker.pin.keep(pin)
-	return s.Verify(ctx, pin)
+	return s.verify(ctx, pin)
 }
 
 // Unblock sets a new PIN by the PUK, once. Errors: *token.AuthError about the PUK with its tries
@@ -216,8 +223,7 @@ func (t *Token) Unblock(ctx context.Context, puk, pin []byte) error {
 		if err := s.sparePUK(ctx); err != nil {
 			return struct{}{}, err
 		}
-		s.request.changed = true
-		return struct{}{}, s.setPIN(ctx, pin, s.Applet.Unblock(ctx, puk, pin))
+		return struct{}{}, s.setPIN(ctx, pin, func(ctx context.Context) error { return s.Applet.Unblock(ctx, puk, pin) })
 	})
 	return err
 }

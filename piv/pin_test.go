@@ -72,6 +72,66 @@ func TestAbandonedPIN(t *testing.T) {
 	wantAll(t, "the same PIN again", err, token.ErrRefused)
 }
 
+// TestAbandonedChange has a caller that goes away while the card changes its PIN: the agent keeps the new one, and wastes no try
+// on the old one.
+func TestAbandonedChange(t *testing.T) {
+	t.Parallel()
+	for ins, set := range map[byte]func(*Token, context.Context) error{
+		0x24: func(tok *Token, ctx context.Context) error { return tok.SetPIN(ctx, []byte(testPIN), []byte("918273")) },
+		0x2C: func(tok *Token, ctx context.Context) error {
+			return tok.Unblock(ctx, []byte(testPUK), []byte("918273"))
+		},
+	} {
+		b := newBench(t, pivtest.Config{}, Options{})
+		k, _ := b.signer(t, token.Policy{})
+		ctx, cancel := context.WithCancel(t.Context())
+		b.card.OnAPDU(func(apdu []byte, card func([]byte) []byte) []byte {
+			if apdu[1] == ins {
+				cancel()
+			}
+			return card(apdu)
+		})
+		_ = set(b.token, ctx) // what comes of it the caller does not see
+		b.card.OnAPDU(nil)
+		b.reader.ResetByOther()
+		if err := sign(t.Context(), k, token.Auth{}); err != nil {
+			t.Errorf("instruction %02x: %v", ins, err)
+		}
+	}
+}
+
+// TestLateLoss has the worker hear late that the card had gone, when it is back and unlocked again: it stays unlocked.
+func TestLateLoss(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, pivtest.Config{}, Options{})
+	w := newWorker(describe(Options{Serial: b.card.Serial(), Socket: b.daemon.Socket}.withDefaults(), func() {}), t.Context())
+	defer w.leave()
+	unlock := func() {
+		t.Helper()
+		err := w.serve(&request{ctx: t.Context(), timeout: time.Minute, run: func(ctx context.Context, s *session) error {
+			err := s.present(ctx, []byte(testPIN), keepLast)
+			s.worker.pin.keep([]byte(testPIN))
+			return err
+		}})
+		w.end()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	unlock()
+	w.release()
+	w.token.lost()
+	unlock()
+	<-w.token.gone
+	if w.lost(); w.pin.cached == nil {
+		t.Error("the PIN is forgotten")
+	}
+	w.token.lost()
+	if w.lost(); w.pin.cached != nil {
+		t.Error("the PIN is kept")
+	}
+}
+
 // TestPINAgain has the card refuse a PIN that another program makes right again: it is given then.
 func TestPINAgain(t *testing.T) {
 	t.Parallel()

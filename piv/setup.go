@@ -77,7 +77,8 @@ func (s *session) setup(ctx context.Context, req SetupRequest) error {
 	if err := s.Change(ctx, applet.PUK, req.OldPUK, req.PUK); err != nil {
 		return err
 	}
-	if err := s.setPIN(ctx, req.PIN, s.Change(ctx, applet.PIN, req.OldPIN, req.PIN)); err != nil {
+	change := func(ctx context.Context) error { return s.Change(ctx, applet.PIN, req.OldPIN, req.PIN) }
+	if err := s.setPIN(ctx, req.PIN, change); err != nil {
 		return err
 	}
 	return s.noDefaults(ctx)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -241,6 +242,33 @@ func TestDiagnoseHolder(t *testing.T) {
 		return pivtest.Success
 	})
 	b.finds(t, token.SeverityError, fmt.Sprintf("pcsc_scan (process %d)", scan.Process.Pid))
+}
+
+// TestDiagnoseSCDaemon names GnuPG's daemon where pcscd has no reader.
+func TestDiagnoseSCDaemon(t *testing.T) {
+	t.Parallel()
+	b := newCard(t, pivtest.Config{})
+	b.reader.Unplug()
+	program := filepath.Join(t.TempDir(), "scdaemon")
+	if err := os.Symlink("/bin/sleep", program); err != nil {
+		t.Fatal(err)
+	}
+	c := exec.Command(program, "600")
+	if err := c.Start(); err != nil { // returns when the program runs
+		t.Fatal(err)
+	}
+	defer func() {
+		_ = c.Process.Kill()
+		_ = c.Wait() // killed: the error says nothing
+	}()
+	b.finds(t, token.SeverityError, fmt.Sprintf("scdaemon (process %d)", c.Process.Pid))
+}
+
+func TestPrintable(t *testing.T) {
+	t.Parallel()
+	if got := printable([]byte("a b\x1b[2J\xff\u202e\n")); got != "a b?[2J??" {
+		t.Errorf("%q", got)
+	}
 }
 
 func TestDiagnose(t *testing.T) {

@@ -145,7 +145,7 @@ func (w *worker) loop() {
 		case <-linger.C:
 			w.release()
 		case <-w.token.gone:
-			w.forgetPIN()
+			w.lost()
 		case <-w.freed:
 			w.lookAgain()
 			linger.Reset(w.token.options.Linger)
@@ -429,6 +429,13 @@ func (w *worker) leave() {
 	w.pin.forget()
 	clear(w.token.options.ManagementKey)
 	w.token.interrupt()
+}
+
+// lost forgets the PIN of a card that was seen to go, unless it was found again since: then that is done.
+func (w *worker) lost() {
+	if w.token.bound.Load() == nil {
+		w.forgetPIN()
+	}
 }
 
 func (w *worker) forgetPIN() {

@@ -120,7 +120,8 @@ func TestExchange(t *testing.T) {
 	t.Parallel()
 	d, r, c := dial(t)
 	ctx := t.Context()
-	k, other, third := connect(t, c), connect(t, dialDaemon(t, d)), connect(t, dialDaemon(t, d))
+	waiting := dialDaemon(t, d)
+	k, other, third := connect(t, c), connect(t, dialDaemon(t, d)), connect(t, waiting)
 	b, err := k.Exchange(ctx, selectPIV())
 	if err != nil || !bytes.HasSuffix(b, []byte{0x90, 0}) || r.InTransaction() {
 		t.Errorf("select: %x, %v, in a transaction: %t", b, err, r.InTransaction())
@@ -132,6 +133,9 @@ func TestExchange(t *testing.T) {
 	defer cancel()
 	_, err = third.Exchange(short, selectPIV())
 	want(t, "in another's transaction", err, context.DeadlineExceeded)
+	if err := waiting.Close(); err != nil || !d.AwaitClients(2, time.Minute) { // else it may have its turn
+		t.Fatalf("%d connections, %v", d.Clients(), err)
+	}
 	exchanged := make(chan error)
 	go func() {
 		_, err := k.Exchange(ctx, selectPIV())
@@ -181,7 +185,12 @@ func TestAbandon(t *testing.T) {
 	}
 	r.Silence()
 	ctx, cancel := context.WithCancel(t.Context())
-	time.AfterFunc(10*time.Millisecond, cancel)
+	d.Inject(func(c pivtest.Call) pivtest.Code {
+		if c.Command == pivtest.CommandTransmit { // the client waits for its answer
+			cancel()
+		}
+		return pivtest.Success
+	})
 	_, err := k.Transmit(ctx, selectPIV())
 	want(t, "transmit", err, context.Canceled)
 	if !c.Broken() || !c.GaveUp() {
@@ -239,7 +248,7 @@ func TestAbandonConnecting(t *testing.T) {
 			if err := other.Begin(t.Context()); err != nil {
 				t.Errorf("the other's transaction: %v", err)
 			}
-			if err := other.Disconnect(t.Context(), LeaveCard); err != nil || !r.AwaitFree(10*time.Second) {
+			if err := other.Disconnect(t.Context(), LeaveCard); err != nil || !r.AwaitFree(time.Minute) {
 				t.Errorf("%d connections to the card, %v", r.Handles(), err)
 			}
 		})
