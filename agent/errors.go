@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"syscall"
 	"time"
 
 	"github.com/mesh-agent/mesh-agent/internal/keyring"
@@ -93,6 +94,8 @@ var rows = [...]row{
 	{token.ErrBadKey, statusMalformed, fixed("Key: not a valid key")},
 	{token.ErrBadRequest, statusMalformed, nil},
 	{token.ErrUnsupported, statusUnsupported, nil},
+	{syscall.ENOSPC, statusUnavailable, fixed("no space left on the agent's disk")},
+	{syscall.EDQUOT, statusUnavailable, fixed("no space left on the agent's disk")},
 }
 
 func useText(err error) string {

@@ -5,9 +5,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"regexp"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -57,6 +59,7 @@ func TestAnswerTo(t *testing.T) {
 		{wrap(token.ErrReplaced), 503, ""},
 		{wrap(token.ErrClosed), 503, ""},
 		{wrap(token.ErrFault), 503, "token returned a wrong result"},
+		{wrap(&fs.PathError{Op: "write", Path: "file", Err: syscall.ENOSPC}), 503, "no space left on the agent's disk"},
 		{wrap(context.DeadlineExceeded), 503, ""},
 		{wrap(token.ErrCorrupt), 409, ""},
 		{wrap(token.ErrUnsupported), 501, ""},
