@@ -51,7 +51,7 @@ type client struct {
 	number  uint32
 	conn    net.Conn
 	in      *bufio.Reader // of the reading goroutine
-	out     chan []byte   // to the writing goroutine; closed by the reading one
+	out     chan []byte   // to the writing goroutine, nil at the end; closed by the reading one
 	context uint32        // 0 before SCardEstablishContext
 	handles map[int32]*handle
 	waiting bool // for a change of the readers
@@ -212,13 +212,19 @@ func (d *Daemon) add(c *client) bool {
 	return true
 }
 
-// write sends what the daemon says, at once what is there already. After an error it drains the channel.
+// write sends what the daemon says, at once what is there already, and closes the connection where nil says
+// that it is all. After an error it drains the channel.
 func (c *client) write() {
 	for b := range c.out {
+		end := b == nil
 		for range len(c.out) {
-			b = append(b, <-c.out...)
+			more := <-c.out
+			b, end = append(b, more...), end || more == nil
 		}
 		c.conn.Write(b) // a dead client is noticed by serve
+		if end {
+			c.conn.Close()
+		}
 	}
 }
 
@@ -566,7 +572,7 @@ func (d *Daemon) abandon(c *client) {
 }
 
 func (d *Daemon) drop(c *client) {
-	c.conn.Close()
+	c.out <- nil
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.abandon(c)

@@ -3,6 +3,7 @@ package pivtest
 import (
 	"bytes"
 	"io"
+	"net"
 	"testing"
 )
 
@@ -150,6 +151,72 @@ func TestServerAbandonedHandle(t *testing.T) {
 		for b.setWord(0, h2); two.call(CommandBegin, b) == SharingViolation; b.setWord(4, 0) {
 		}
 		two.transmit(ResetCard, h2, getVersion)
+	})
+}
+
+// users returns how many handles of the reader with the card are open.
+func (s *server) users() uint32 {
+	s.t.Helper()
+	c := s.open()
+	defer c.conn.Close()
+	if err := request(c.conn, CommandReaders, nil, 0); err != nil {
+		s.t.Fatal(err)
+	}
+	states := make([]byte, maxReaders*readerStateSize)
+	if _, err := io.ReadFull(c.conn, states); err != nil {
+		s.t.Fatal(err)
+	}
+	for ; len(states) > 0; states = states[readerStateSize:] {
+		if name, _, _ := bytes.Cut(states[:readerNameSize], []byte{0}); string(name) == s.reader {
+			return body(states).word(readerNameSize + 8)
+		}
+	}
+	s.t.Fatal("the reader is not listed")
+	return 0
+}
+
+// A client that goes away without a transaction leaves the card as it is.
+func TestServerAbandonedConnection(t *testing.T) {
+	t.Parallel()
+	overServers(t, func(t *testing.T, s *server) {
+		one, two := s.open(), s.open()
+		h1 := one.connect(Success, s.reader, shareShared)
+		h2 := two.connect(Success, s.reader, shareShared)
+		one.transmit(Success, h1, selectPIV)
+		one.conn.Close()
+		for s.users() != 1 {
+		}
+		two.transmit(Success, h2, getVersion)
+	})
+}
+
+// Connecting lasts as long as another client's transaction. The client that ended its side of the connection meanwhile gets
+// its answer, and then its handle is gone without a trace.
+func TestServerConnectingWaits(t *testing.T) {
+	t.Parallel()
+	overServers(t, func(t *testing.T, s *server) {
+		one, two := s.open(), s.open()
+		h1 := one.connect(Success, s.reader, shareShared)
+		one.handle(Success, CommandBegin, h1)
+		b := connectBody(two.context, s.reader, shareShared)
+		if err := request(two.conn, CommandConnect, b, 0); err != nil {
+			t.Fatal(err)
+		}
+		if err := two.conn.(*net.UnixConn).CloseWrite(); err != nil {
+			t.Fatal(err)
+		}
+		one.transmit(Success, h1, selectPIV)
+		if n := s.users(); n != 1 {
+			t.Errorf("%d users in a transaction", n)
+		}
+		one.handle(Success, CommandEnd, h1, leaveCard)
+		answer, err := io.ReadAll(two.conn)
+		if err != nil || len(answer) != len(b) || Code(body(answer).word(len(b)-4)) != Success {
+			t.Errorf("answer to connecting: % X, %v", answer, err)
+		}
+		for s.users() != 1 {
+		}
+		one.transmit(Success, h1, getVersion)
 	})
 }
 
