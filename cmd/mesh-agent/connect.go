@@ -26,7 +26,7 @@ func (a *app) with(ctx context.Context, do func(*client.Client) error) error {
 	defer a.sayTouch(ctx, path)()
 	err = do(conn)
 	if errors.Is(err, io.EOF) || errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET) {
-		return hint(fmt.Errorf("the agent at %s hung up", path), "was it stopped just now? It hangs up on everybody but the user who runs it")
+		return hint(fmt.Errorf("the agent at %s hung up", path), "it was stopped, did not start (journalctl --user -u mesh-agent), or is another user's, whom alone it serves")
 	}
 	return err
 }
