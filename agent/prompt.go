@@ -128,7 +128,7 @@ func (w *wait) ask(ctx context.Context, t token.Token) (token.Auth, error) {
 		err := w.prompts.unlockOnce(ctx, w.Token, func(ctx context.Context) error { return w.unlock(ctx, t, unlocker) })
 		w.unlocked[w.Token] = err == nil
 		return token.Auth{}, err
-	case toUnlock && w.Offered == 0: // it has been unlocked since
+	case toUnlock && w.Offered == 0 && w.held[w.of()] == nil: // it has been unlocked since
 		return token.Auth{}, nil
 	}
 	return w.once(ctx, t) // unlocked is not enough
@@ -138,6 +138,8 @@ func (w *wait) ask(ctx context.Context, t token.Token) (token.Auth, error) {
 func (w *wait) eachTime() bool {
 	return w.Policy.PIN == token.PINAlways || errors.Is(w.Err, token.ErrEachTime)
 }
+
+func (w *wait) of() pinOf { return pinOf{w.Token, w.Subject.Udf} }
 
 func isLocked(t token.Token) bool { return t.Info().State == token.StateLocked }
 
@@ -154,14 +156,14 @@ func (a *Agent) wait(w *wait) (done func()) {
 	}
 }
 
-// clients are the processes that wait for an answer about the same token.
+// clients are the processes that wait for the answer: to have a token unlocked, all that want that.
 func (w *wait) clients() []int32 {
 	w.prompts.mu.Lock()
 	defer w.prompts.mu.Unlock()
 	pids := []int32{w.pid}
 	if u := w.prompts.unlocks[w.Token]; u != nil && !w.eachTime() {
 		for _, other := range w.prompts.waiting {
-			if other.Token == w.Token {
+			if other.Token == w.Token && !slices.Contains(pids, other.pid) {
 				pids = append(pids, other.pid)
 			}
 		}
@@ -186,12 +188,11 @@ func (a *Agent) promptInfo() *mesh.PromptInfo {
 
 // once gets a PIN for one operation, or the one with which this operation has used the key already.
 func (w *wait) once(ctx context.Context, t token.Token) (token.Auth, error) {
-	of := pinOf{w.Token, w.Subject.Udf}
-	held := w.held[of]
+	held := w.held[w.of()]
 	switch {
 	case held == nil:
 		held = &pin{}
-		w.held[of] = held
+		w.held[w.of()] = held
 	case w.Offered == 0:
 		held.again = true
 		if err := w.spare(ctx, t); err != nil {

@@ -65,16 +65,16 @@ type Question struct {
 	Text   string // lines
 	Prompt string // before the field of a PIN: "PIN"
 	Error  string // what was wrong with the answer before; empty for none
-	// Clients returns the processes that wait for the answer, which take turns; nil is one that has no number. It
-	// must not block, nor ask.
+	// Clients returns the processes that wait for the answer, each once, and at least one; clients take turns. nil is
+	// one that has no number. It must not block, nor ask.
 	Clients func() []int32
 }
 
-// Prompter asks one question at a time; further ones wait. Its methods may be called from
-// several goroutines at once.
+// Prompter asks one question at a time; further ones wait, and the clients for which they are asked take
+// turns. Its methods may be called from several goroutines at once.
 type Prompter struct {
 	options Options
-	desk    desk
+	desk    *desk
 	life    context.Context
 	end     context.CancelFunc
 
@@ -105,7 +105,7 @@ func (p *Prompter) Close() {
 // PIN asks for a PIN, which the caller wipes; it is not empty. The program is ended when ctx is.
 // Errors: ErrRefused, ErrNoAnswer, ErrBusy, *ProgramError, and ctx's.
 func (p *Prompter) PIN(ctx context.Context, q Question) (pin []byte, err error) {
-	err = p.ask(ctx, func(ctx context.Context) error {
+	err = p.ask(ctx, q, func(ctx context.Context) error {
 		pin, err = p.run(ctx, askPIN, q)
 		if err == nil && len(pin) == 0 {
 			return fmt.Errorf("%w: the answer is empty", ErrRefused)
@@ -117,17 +117,17 @@ func (p *Prompter) PIN(ctx context.Context, q Question) (pin []byte, err error) 
 
 // Confirm asks for a yes. Errors as PIN; a no is ErrRefused.
 func (p *Prompter) Confirm(ctx context.Context, q Question) error {
-	return p.ask(ctx, func(ctx context.Context) error {
+	return p.ask(ctx, q, func(ctx context.Context) error {
 		_, err := p.run(ctx, askConfirm, q)
 		return err
 	})
 }
 
 // ask gives f its turn and the time that a person has.
-func (p *Prompter) ask(ctx context.Context, f func(context.Context) error) error {
+func (p *Prompter) ask(ctx context.Context, q Question, f func(context.Context) error) error {
 	ctx, cancel := p.living(ctx)
 	defer cancel()
-	leave, err := p.desk.enter(ctx)
+	leave, err := p.desk.enter(ctx, q.Clients)
 	if err != nil {
 		return err
 	}
@@ -192,92 +192,4 @@ func (p *Prompter) run(ctx context.Context, a act, q Question) ([]byte, error) {
 		return p.askpass(ctx, a, q)
 	}
 	return p.pinentry(ctx, a, q)
-}
-
-// desk has one place at which something is shown.
-type desk struct {
-	turn chan struct{} // holds a value while somebody has the place
-
-	mu      sync.Mutex
-	waiting int    // guarded by mu: questions without the place
-	yield   func() // guarded by mu: takes down the notice that has the place; nil if none has
-}
-
-// maxWaiting is how many questions wait.
-const maxWaiting = 16
-
-func newDesk() desk { return desk{turn: make(chan struct{}, 1)} }
-
-// enter waits for the place. leave gives it back, once. Errors: ErrBusy, ctx's cause.
-func (d *desk) enter(ctx context.Context) (leave func(), err error) {
-	if err := d.wait(); err != nil {
-		return nil, err
-	}
-	defer d.waited()
-	select {
-	case d.turn <- struct{}{}:
-		return func() { <-d.turn }, nil
-	case <-ctx.Done():
-		return nil, context.Cause(ctx)
-	}
-}
-
-func (d *desk) wait() error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.waiting >= maxWaiting {
-		return ErrBusy
-	}
-	d.waiting++
-	if d.yield != nil {
-		d.yield()
-	}
-	return nil
-}
-
-func (d *desk) waited() {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.waiting--
-}
-
-// show calls f with the place, again if it had to give that to a question, until ctx ends or f
-// returns by itself.
-func (d *desk) show(ctx context.Context, f func(context.Context)) {
-	for ctx.Err() == nil {
-		select {
-		case d.turn <- struct{}{}:
-		case <-ctx.Done():
-			return
-		}
-		mine, cancel := context.WithCancel(ctx)
-		if d.mayShow(cancel) {
-			f(mine)
-		}
-		yielded := mine.Err() != nil
-		d.shown()
-		cancel()
-		<-d.turn
-		if !yielded {
-			return
-		}
-	}
-}
-
-// mayShow reports whether no question waits, and makes the next one call yield.
-func (d *desk) mayShow(yield func()) bool {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.waiting > 0 {
-		yield()
-		return false
-	}
-	d.yield = yield
-	return true
-}
-
-func (d *desk) shown() {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.yield = nil
 }
