@@ -177,12 +177,28 @@ func (p *pinState) learn(pin []byte, err error) {
 	}
 }
 
-// set takes over the PIN object and the secret in it.
+// set takes over a new PIN object and the secret in it.
 func (p *pinState) set(o *object, s []byte) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.object = o
+	p.unlockLocked(s)
+}
+
+// unlock takes over the secret in the PIN object, which may have become another one meanwhile: the secret stays.
+func (p *pinState) unlock(s []byte) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.unlockLocked(s)
+}
+
+func (p *pinState) unlockLocked(s []byte) {
 	p.secret.Wipe()
-	p.object, p.secret, p.refused = o, s, nil
+	p.secret, p.refused = s, nil
+	if p.closed {
+		p.secret.Wipe()
+		p.secret = nil
+	}
 }
 
 func (p *pinState) lock() {
@@ -327,7 +343,7 @@ func (t *Token) Unlock(ctx context.Context, pin []byte) error {
 	if err != nil {
 		return err
 	}
-	t.pin.set(o.object, s)
+	t.pin.unlock(s)
 	return nil
 }
 
@@ -370,25 +386,18 @@ func (t *Token) SetPIN(ctx context.Context, old, pin []byte) error {
 	defer o.wipe()
 	value := pinValue(pin)
 	defer clear(value)
-	type result struct {
-		object object
-		secret []byte
-	}
-	r, err := do(ctx, t, "set PIN", func(d *device) (r result, err error) {
-		if o == nil {
-			r.object, r.secret, err = d.createPIN(value)
-		} else {
-			r.object, r.secret, err = d.changePIN(o, value)
+	_, err = do(ctx, t, "set PIN", func(d *device) (struct{}, error) {
+		made, s, err := d.makePIN(o, value)
+		if err != nil {
+			return struct{}{}, err
 		}
-		return r, err
+		return struct{}{}, t.keepPIN(&made, s)
 	})
 	t.pin.learn(old, err)
-	if err != nil {
-		return err
-	}
-	return t.keepPIN(&r.object, r.secret)
+	return err
 }
 
+// keepPIN writes a new PIN object to the disk and takes it over. Who calls it has the turn, so that there is one order of both.
 func (t *Token) keepPIN(o *object, s []byte) error {
 	err := o.parseArea()
 	var file []byte
@@ -403,10 +412,18 @@ func (t *Token) keepPIN(o *object, s []byte) error {
 	}
 	if err != nil {
 		clear(s)
-		return fmt.Errorf("tpm: keep PIN: %w", err)
+		return fmt.Errorf("keep PIN: %w", err)
 	}
 	t.pin.set(o, s)
 	return nil
+}
+
+// makePIN makes the first PIN object, or another one for the secret in the one of an offer.
+func (d *device) makePIN(o *offer, value []byte) (object, []byte, error) {
+	if o == nil {
+		return d.createPIN(value)
+	}
+	return d.changePIN(o, value)
 }
 
 func (d *device) createPIN(value []byte) (object, []byte, error) {

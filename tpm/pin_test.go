@@ -1,6 +1,7 @@
 package tpm
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"os"
@@ -385,6 +386,30 @@ func TestPINOnBrokenLink(t *testing.T) {
 		t.Errorf("the wrong PIN was offered %d times, want once", n)
 	}
 	unlock(t, tok, testPIN())
+}
+
+// TestPINChangedMeanwhile has the PIN changed while an earlier one is being looked at: the new one is what counts from then on.
+func TestPINChangedMeanwhile(t *testing.T) {
+	t.Parallel()
+	tok := open(t, Options{Device: tpmtest.Start(t).Device()})
+	setPIN(t, tok, nil, testPIN())
+	o, err := tok.pin.present(testPIN())
+	if err != nil {
+		t.Fatal(err)
+	}
+	setPIN(t, tok, testPIN(), []byte("the new one"))
+	s, err := do(t.Context(), tok, "unlock", func(d *device) ([]byte, error) { return d.openPIN(o.object, o.value) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	tok.pin.unlock(s)
+	tok.Lock(t.Context())
+	unlock(t, tok, []byte("the new one"))
+	tok.Close()
+	tok.pin.unlock(bytes.Clone(s))
+	if tok.pin.secret != nil {
+		t.Error("a closed token keeps the secret")
+	}
 }
 
 // TestPINAbandoned has a caller that goes away before it hears that its PIN was wrong: it is not offered again.
