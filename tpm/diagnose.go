@@ -154,6 +154,8 @@ func explainFailure(device string, err error) token.Finding {
 	case errors.Is(err, token.ErrReplaced):
 		f.Text = "the TPM was replaced or cleared, or something is between: " + f.Text
 		f.Mend = "bring the right TPM back; or to enrol the one that is there, remove the agent's state folder of the TPM: keys of the earlier one are lost"
+	case errors.Is(err, errState):
+		f.Mend = "make the agent's state folder of the TPM, and its files, this user's own, which nobody else may write: chown, chmod go-w"
 	case errors.Is(err, fs.ErrPermission):
 		f.Text = fmt.Sprintf("this user may not open %s%s", device, accessOf(device))
 		f.Mend = "become a member of its group, and log in again: sudo usermod -aG tss $USER"

@@ -8,6 +8,7 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -472,11 +473,16 @@ func TestExplainFailure(t *testing.T) {
 	t.Parallel()
 	for text, err := range map[string]error{
 		"this user may not open /dev/null (-rw-rw-rw-, group root)": &os.PathError{Op: "open", Path: "/dev/null", Err: os.ErrPermission},
-		"no room": errFull,
-		"locked":  &token.LockoutError{RetryAfter: time.Second},
+		"mode 0777": fmt.Errorf("%w: mode 0777: %w", errState, os.ErrPermission),
+		"no room":   errFull,
+		"locked":    &token.LockoutError{RetryAfter: time.Second},
 	} {
-		if f := explainFailure("/dev/null", err); !strings.Contains(f.Text, text) || f.Mend == "" || f.Severity != token.SeverityError {
+		f := explainFailure("/dev/null", err)
+		if !strings.Contains(f.Text, text) || f.Mend == "" || f.Severity != token.SeverityError {
 			t.Errorf("%v is explained as %+v", err, f)
+		}
+		if state := errors.Is(err, errState); state != strings.Contains(f.Mend, "state folder") {
+			t.Errorf("%v is to be mended by %q", err, f.Mend)
 		}
 	}
 }

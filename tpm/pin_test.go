@@ -355,6 +355,13 @@ func TestStateDirDamaged(t *testing.T) {
 	if _, err := Open(t.Context(), Options{Device: s.Device(), StateDir: "/dev/null/no"}); err == nil {
 		t.Error("Open with a folder that cannot be succeeded")
 	}
+	if err := os.Chmod(dir, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	_, err := Open(t.Context(), Options{Device: s.Device(), StateDir: dir})
+	if !errors.Is(err, os.ErrPermission) || errors.Is(err, token.ErrCorrupt) || errors.Is(err, token.ErrAbsent) {
+		t.Errorf("Open with a folder that everybody may write: %v, want ErrPermission", err)
+	}
 }
 
 // TestPINOnBrokenLink loses the connection when the PIN is under way: it is not offered again.

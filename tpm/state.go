@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 
 	"github.com/mesh-agent/mesh-agent/internal/durable"
+	"github.com/mesh-agent/mesh-agent/token"
 )
 
 // Files in Options.StateDir.
@@ -21,6 +22,9 @@ const (
 // stateDir is Options.StateDir; empty keeps nothing.
 type stateDir string
 
+// errState says that it is the state folder with which something is wrong.
+var errState = errors.New("state folder")
+
 // pinned returns the Name of the storage root key when first seen, nil if none was.
 func (s stateDir) pinned() ([]byte, error) {
 	text, err := s.read(pinnedFile)
@@ -29,7 +33,7 @@ func (s stateDir) pinned() ([]byte, error) {
 	}
 	name, err := hex.DecodeString(string(bytes.TrimSpace(text)))
 	if err != nil || len(name) < 2 {
-		return nil, fmt.Errorf("%s is not the Name of a key in hexadecimal", filepath.Join(string(s), pinnedFile))
+		return nil, fmt.Errorf("%w: %s is not the Name of a key in hexadecimal", token.ErrCorrupt, filepath.Join(string(s), pinnedFile))
 	}
 	return name, nil
 }
@@ -39,10 +43,15 @@ func (s stateDir) pin(name []byte) error {
 }
 
 // read returns nil for a file that is not there.
-func (s stateDir) read(name string) ([]byte, error) {
+func (s stateDir) read(name string) (b []byte, err error) {
 	if s == "" {
 		return nil, nil
 	}
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("%w: %w", errState, err)
+		}
+	}()
 	if _, err := os.Stat(string(s)); errors.Is(err, fs.ErrNotExist) {
 		return nil, nil // and is not made before there is something to keep
 	}
@@ -50,7 +59,7 @@ func (s stateDir) read(name string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	b, err := folder.Read(name, maxFile)
+	b, err = folder.Read(name, maxFile)
 	if errors.Is(err, fs.ErrNotExist) {
 		err = nil
 	}
@@ -63,8 +72,11 @@ func (s stateDir) write(name string, b []byte) error {
 		return nil
 	}
 	folder, err := durable.OpenFolder(string(s))
-	if err != nil {
-		return err
+	if err == nil {
+		err = errors.Join(folder.Write(name, b), folder.Close())
 	}
-	return errors.Join(folder.Write(name, b), folder.Close())
+	if err != nil {
+		return fmt.Errorf("%w: %w", errState, err)
+	}
+	return nil
 }

@@ -131,7 +131,7 @@ func newToken(o Options) (*Token, error) {
 	state := stateDir(o.StateDir)
 	pinned, err := state.pinned()
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", token.ErrCorrupt, err)
+		return nil, err
 	}
 	file, err := state.read(pinFile)
 	if err != nil {

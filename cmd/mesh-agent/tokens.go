@@ -87,6 +87,9 @@ const tpmFolder = "tpm"
 // openTPM opens the TPM, which need not be there yet: the other tokens work without it.
 func (a *app) openTPM(ctx context.Context, s settings, log *slog.Logger) (*tpm.Token, error) {
 	t, err := tpm.Open(ctx, tpm.Options{Device: s.tpm.device, StateDir: filepath.Join(s.state, tpmFolder), MayBeAbsent: true})
+	if errors.Is(err, fs.ErrPermission) { // to open an absent TPM is no error
+		return nil, hint(fmt.Errorf("open TPM: %w", err), "it must belong to this user and be writable by nobody else: chmod go-w; mesh-agent doctor says more")
+	}
 	if err != nil {
 		return nil, hint(fmt.Errorf("open TPM %s: %w", s.tpm.device, err), "check --tpm and $MESH_AGENT_TPM; --tpm off does without")
 	}
