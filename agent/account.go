@@ -42,13 +42,9 @@ func (r *request) account(name string) (*administered, error) {
 	case len(all) > 1:
 		return nil, malformed("Account", "there are several, name one by its UDF")
 	}
-	e, err := mesh.ParseEnvelope(all[0].Profile)
+	p, err := parsed(all[0].Profile, device.ParseProfileUser)
 	if err != nil {
-		return nil, fmt.Errorf("account profile: %w", err)
-	}
-	p, err := device.ParseProfileUser(e, time.Now())
-	if err != nil {
-		return nil, fmt.Errorf("account profile: %w", err)
+		return nil, all[0].Unusable(err)
 	}
 	return &administered{all[0], p}, nil
 }

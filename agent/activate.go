@@ -500,11 +500,16 @@ func isCombined(key *keyring.Entry) bool {
 // added, by which the ephemeral key of an activation could be disguised.
 func (a *Agent) mayUnwrap(key *keyring.Entry, ephemeral *keyshare.Point, partials []*keyshare.Point) error {
 	combined := isCombined(key)
+	if combined {
+		if err := a.loadInside(); err != nil {
+			return err
+		}
+	}
 	switch known := a.inside.Load(); {
 	case known != nil && known.Has(insideDigest(key.Algorithm, ephemeral)):
 		return forbidden("use", "the entry is that of an activation, which opens inside the agent only")
 	case known == nil && combined:
-		return forbidden("use", "the record of the device's activations cannot be read, and none of them must be opened")
+		return forbidden("use", "this agent keeps no record of a device's activations, and none of them must be opened")
 	case len(partials) != 0 && combined:
 		return forbidden("use", "the combined key of a device is no share: Partials are refused")
 	}

@@ -89,7 +89,7 @@ type Agent struct {
 	prompts prompts
 
 	deviceTurn chan struct{}                    // holds one value while a message about the device is answered
-	inside     atomic.Pointer[device.DigestSet] // see mayUnwrap; nil if the record cannot be read
+	inside     atomic.Pointer[device.DigestSet] // see mayUnwrap; nil until the record could be read
 
 	gates    map[string]*gate // by token name; the set is fixed
 	memory   *gate            // of keys that a token sealed, which are used in memory
@@ -113,7 +113,9 @@ func New(config Config) *Agent {
 	if a.log == nil {
 		a.log = slog.New(slog.DiscardHandler)
 	}
-	a.loadInside()
+	if err := a.loadInside(); err != nil {
+		a.log.Error("the device's Mesh identity is not loaded", "err", err)
+	}
 	a.policy = policy.Owner(a.uid)
 	a.memory = newGate(runtime.GOMAXPROCS(0), a.limits.Queue)
 	for _, t := range a.ring.Tokens() {

@@ -126,8 +126,8 @@ func (r *request) knownSigners(e *mesh.Envelope) []token.PublicKey {
 			keys = append(keys, own.Public)
 		}
 	}
-	d := r.deviceRecord()
-	if d == nil {
+	d, err := r.deviceRecord()
+	if err != nil || d == nil { // nobody is known by a record that cannot be read
 		return keys
 	}
 	if own, err := parsed(d.Profile, device.ParseProfileDevice); err == nil {
@@ -139,16 +139,16 @@ func (r *request) knownSigners(e *mesh.Envelope) []token.PublicKey {
 	return keys
 }
 
-// deviceRecord reads the device's record; nil if there is none that can be read: then nobody is known by it.
-func (r *request) deviceRecord() *devicestate.Device {
+// deviceRecord reads the device's record; nil if there is none.
+func (r *request) deviceRecord() (*devicestate.Device, error) {
 	if r.config.Device == nil {
-		return nil
+		return nil, nil
 	}
 	d, err := r.config.Device.Device()
-	if err != nil {
-		return nil
+	if errors.Is(err, devicestate.ErrNotFound) {
+		return nil, nil
 	}
-	return d
+	return d, err
 }
 
 // accountSigners are the keys by which the account of a connection signs; none if there is no connection any more.
@@ -178,7 +178,10 @@ func (r *request) mayShow(key grant, e *mesh.Envelope, signed []mesh.SignedBy) e
 	if key.Release != token.ReleasePlaintext || !isCombined(key.Entry) || e.Header.Encryption == mesh.A256GCM {
 		return nil
 	}
-	d := r.deviceRecord()
+	d, err := r.deviceRecord()
+	if err != nil {
+		return err
+	}
 	if d != nil {
 		for _, m := range d.Accounts {
 			if slices.ContainsFunc(m.Keys, func(k devicestate.Key) bool { return k.Udf == key.Udf }) && r.signedOutside(signed, accountSigners(m)) {

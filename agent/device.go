@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"slices"
 	"time"
 
@@ -113,13 +112,9 @@ func (r *request) identity() (*identity, error) {
 	if err != nil {
 		return nil, err
 	}
-	e, err := mesh.ParseEnvelope(d.Profile)
+	p, err := parsed(d.Profile, device.ParseProfileDevice)
 	if err != nil {
-		return nil, fmt.Errorf("own profile: %w", err)
-	}
-	p, err := device.ParseProfileDevice(e, time.Now())
-	if err != nil {
-		return nil, fmt.Errorf("own profile: %w", err)
+		return nil, d.Unusable(err)
 	}
 	return &identity{d, p}, nil
 }
@@ -490,19 +485,17 @@ func insideOf(d *devicestate.Device) *device.DigestSet {
 	return &out
 }
 
-// loadInside reads the digests at the start. If they cannot be read, the device's messages
-// will say so.
-func (a *Agent) loadInside() {
-	if a.config.Device == nil {
-		return
+// loadInside reads the digests, unless they are known. Without a device there are none.
+func (a *Agent) loadInside() error {
+	if a.config.Device == nil || a.inside.Load() != nil {
+		return nil
 	}
 	d, err := a.config.Device.Device()
-	switch {
-	case err == nil:
-		a.inside.Store(insideOf(d))
-	case errors.Is(err, devicestate.ErrNotFound):
-		a.inside.Store(&device.DigestSet{})
-	default:
-		a.log.Error("the device's Mesh identity is not loaded", "err", err)
+	if errors.Is(err, devicestate.ErrNotFound) {
+		d, err = &devicestate.Device{}, nil
 	}
+	if err == nil {
+		a.inside.CompareAndSwap(nil, insideOf(d))
+	}
+	return err
 }

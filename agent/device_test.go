@@ -43,7 +43,9 @@ func keepDevice(t testing.TB, a *Agent) {
 		}
 	})
 	a.config.Device = folder
-	a.loadInside()
+	if err := a.loadInside(); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // ask sends one message and decodes the response, whatever its status, into out.

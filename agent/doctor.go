@@ -3,9 +3,11 @@ package agent
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"time"
 
+	"github.com/mesh-agent/mesh-agent/internal/devicestate"
 	"github.com/mesh-agent/mesh-agent/internal/keyring"
 	"github.com/mesh-agent/mesh-agent/internal/strictjson"
 	"github.com/mesh-agent/mesh-agent/mesh"
@@ -26,7 +28,12 @@ func (r *request) doctor(ctx context.Context, body strictjson.Value) ([]byte, er
 	}
 	out.Findings = append(out.Findings, r.rollbackFindings(ctx)...)
 	out.Findings = append(out.Findings, r.keyFindings()...)
+	out.Findings = append(out.Findings, r.deviceFindings()...)
 	out.Findings = append(out.Findings, r.promptFindings(ctx)...)
+	if more := len(out.Findings) - maxListed; more > 0 {
+		out.Findings = append(out.Findings[:maxListed], mesh.Finding{Severity: string(token.SeverityError), About: "agent",
+			Text: fmt.Sprintf("%d more findings", more), Mend: "mend those first"})
+	}
 	return strictjson.Marshal(out)
 }
 
@@ -98,6 +105,22 @@ func (r *request) acceptRollback(ctx context.Context, body strictjson.Value) ([]
 	}
 	r.log.Warn("key records accepted as they are, although they are not the last ones")
 	return strictjson.Marshal(accepted)
+}
+
+// deviceFindings says which record of the device or of an account cannot be read.
+func (r *request) deviceFindings() (out []mesh.Finding) {
+	if r.config.Device == nil {
+		return nil
+	}
+	_, noDevice := r.identity()
+	_, noAccounts := r.config.Device.Accounts()
+	for _, err := range []error{noDevice, noAccounts} {
+		var record *devicestate.RecordError
+		if errors.As(err, &record) {
+			out = append(out, mesh.Finding{Severity: string(token.SeverityError), About: "device", Text: record.Error(), Mend: recordMend})
+		}
+	}
+	return out
 }
 
 // keyFindings says which records did not load and which keys did not open.

@@ -2,9 +2,15 @@ package agent
 
 import (
 	"context"
+	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
+	"github.com/mesh-agent/mesh-agent/internal/keyring"
+	"github.com/mesh-agent/mesh-agent/internal/prompt"
+	"github.com/mesh-agent/mesh-agent/internal/store"
 	"github.com/mesh-agent/mesh-agent/mesh"
 	"github.com/mesh-agent/mesh-agent/token"
 	"github.com/mesh-agent/mesh-agent/token/tokentest"
@@ -16,6 +22,54 @@ type patient struct{ *tokentest.Fake }
 func (patient) Diagnose(context.Context) []token.Finding {
 	return []token.Finding{{Severity: token.SeverityWarning, Text: "it is warm", Mend: "cool it"}}
 }
+
+// TestListsFit has more problems, findings and prompts than a frame holds.
+func TestListsFit(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	if err := os.Mkdir(filepath.Join(dir, "keys"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 1000 {
+		name := fmt.Sprintf("%s%04d.json", strings.Repeat("M", 190), i)
+		if err := os.WriteFile(filepath.Join(dir, "keys", name), []byte("{}"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	st, err := store.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ring, err := keyring.Open(st, newFake("t"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ring.Close()
+	a := New(Config{Keyring: ring, Prompter: askingNobody{}})
+	for range 2000 {
+		a.wait(&wait{&plea{request: &request{Agent: a}}, keyring.Need{Token: strings.Repeat("t", 200)}})
+	}
+	if n := len(ring.Snapshot().Problems()); n < 900 {
+		t.Fatalf("%d problems", n)
+	}
+	status := operateJSON(t, a, `{"StatusRequest":{}}`)
+	if !strings.Contains(status, fmt.Sprintf(`"and %d more"`, len(ring.Snapshot().Problems())-maxListed)) || strings.Count(status, `"PID":0`) != maxListed {
+		t.Errorf("status: %.300s", status)
+	}
+	if found := operateJSON(t, a, `{"DoctorRequest":{}}`); !strings.Contains(found, " more findings") {
+		t.Errorf("doctor: %.300s", found)
+	}
+}
+
+// askingNobody is a Prompter that nobody answers.
+type askingNobody struct{}
+
+func (askingNobody) PIN(context.Context, prompt.Question) ([]byte, error) {
+	return nil, prompt.ErrNoAnswer
+}
+func (askingNobody) Confirm(context.Context, prompt.Question) error { return prompt.ErrNoAnswer }
+func (askingNobody) Program() string                                { return "/none" }
+func (askingNobody) Test(context.Context) (string, error)           { return "nobody", nil }
 
 func TestDoctor(t *testing.T) {
 	t.Parallel()

@@ -9,6 +9,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/mesh-agent/mesh-agent/internal/devicestate"
 	"github.com/mesh-agent/mesh-agent/internal/keyring"
 	"github.com/mesh-agent/mesh-agent/keyshare"
 	"github.com/mesh-agent/mesh-agent/token"
@@ -145,8 +146,13 @@ func lockoutText(err error) string {
 // a random incident number, which is all that the client learns.
 func (a *Agent) answerTo(err error) *failure {
 	var decided *failure
-	if errors.As(err, &decided) {
+	var record *devicestate.RecordError
+	switch {
+	case errors.As(err, &decided):
 		return decided
+	case errors.As(err, &record):
+		a.log.Error("a record cannot be read", "record", record.Name, "err", record.Err)
+		return &failure{statusUnavailable, "device: " + record.Error() + "; " + recordMend}
 	}
 	for _, r := range rows {
 		switch {
@@ -161,6 +167,9 @@ func (a *Agent) answerTo(err error) *failure {
 	a.log.Error("request failed", "incident", incident, "err", err)
 	return &failure{statusInternal, "incident " + incident}
 }
+
+// recordMend is what to do about a record of the device or of an account that cannot be read.
+const recordMend = "put the file back from a backup of the state folder"
 
 func incidentID() string {
 	var id [8]byte

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"crypto/rand"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -150,11 +151,99 @@ func TestNoRecordNoDecryption(t *testing.T) {
 	}
 	defer folder.Close()
 	config := x.agent.config
+	record, err := config.Device.Device()
+	if err != nil {
+		t.Fatal(err)
+	}
 	config.Device = folder
 	x.agent = New(config)
 	for _, r := range []mesh.Recipient{letter.Header.Recipients[0], x.entry.Activations[1].Header.Recipients[0]} {
-		if got := x.decrypt(t, r); got.Status != statusForbidden || !strings.Contains(got.Error, "cannot be read") {
+		if got := x.decrypt(t, r); got.Status != statusUnavailable || !strings.Contains(got.Error, "device: record device.json cannot be read: ") || !strings.HasSuffix(got.Error, recordMend) {
 			t.Errorf("without the record: %+v", got)
+		}
+	}
+	restored, err := folder.PutDevice(record)
+	if err == nil {
+		err = restored.Do()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := x.decrypt(t, x.entry.Activations[1].Header.Recipients[0]); got.Status != statusForbidden {
+		t.Errorf("an activation, with the record put back: %+v", got)
+	}
+	if got := x.decrypt(t, letter.Header.Recipients[0]); got.Status != mesh.StatusOK {
+		t.Errorf("with the record put back: %+v", got)
+	}
+	config.Device = nil
+	x.agent = New(config)
+	if got := x.decrypt(t, letter.Header.Recipients[0]); got.Status != statusForbidden || !strings.Contains(got.Error, "keeps no record") {
+		t.Errorf("with no record at all: %+v", got)
+	}
+}
+
+// TestUnreadableRecords has the record of an account, then that of the device, damaged: whatever needs them says which, and what to do.
+func TestUnreadableRecords(t *testing.T) {
+	t.Parallel()
+	a := newAgent(t, Limits{}, newFake("soft"))
+	dir := t.TempDir()
+	folder, err := devicestate.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer folder.Close()
+	a.config.Device = folder
+	if err := a.loadInside(); err != nil {
+		t.Fatal(err)
+	}
+	seal := generate(t, a, "soft", token.X25519, token.UseSeal)
+	sealed, err := mesh.Encrypt(rand.Reader, []byte("{}"), "", seal.Public)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := sealed.Marshal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	unwrap := mesh.KeyImportRequest{Home: mesh.Home{Token: "soft"}, Use: "sign", Key: mesh.Binary(text), UnwrapWith: seal.Udf}
+	answers := func(name string, status int, text string, requests map[string]any) {
+		t.Helper()
+		for tag, body := range requests {
+			tagged, err := strictjson.NewTagged(tag, body)
+			if err != nil {
+				t.Fatal(err)
+			}
+			message, err := strictjson.Marshal(tagged)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := operateJSON(t, a, string(message)); !strings.Contains(got, fmt.Sprintf(`{"Status":%d,"StatusDescription":"%s`, status, text)) {
+				t.Errorf("%s: %s: %s", name, tag, got)
+			}
+		}
+	}
+	answers("no records", statusForbidden, "use: of keys of use seal", map[string]any{mesh.TagKeyImportRequest: unwrap})
+	for _, record := range []struct {
+		name, contents string
+		requests       map[string]any
+	}{
+		{"account-MAAA.json", `{"Version":2}`, map[string]any{
+			mesh.TagKeyImportRequest: unwrap, mesh.TagAccountListRequest: struct{}{}, mesh.TagAccountPINRequest: mesh.AccountPINRequest{Account: "alice@example.com"},
+		}},
+		{"device.json", `{"Version":3,"Generation":"g1","Profile":[]}`, map[string]any{mesh.TagDeviceShowRequest: struct{}{}}},
+		{"device.json", `{"Version":2,"Generation":"g1","Profile":[{}]}`, map[string]any{mesh.TagDeviceShowRequest: struct{}{}}},
+	} {
+		path := filepath.Join(dir, record.name)
+		if err := os.WriteFile(path, []byte(record.contents), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		answers(record.contents, statusUnavailable, "device: record "+record.name+" cannot be read: ", record.requests)
+		found := (&request{Agent: a}).deviceFindings()
+		if len(found) != 1 || !strings.Contains(found[0].Text, record.name) || found[0].Mend != recordMend {
+			t.Errorf("%s: doctor finds %+v", record.name, found)
+		}
+		if err := os.Remove(path); err != nil {
+			t.Fatal(err)
 		}
 	}
 }

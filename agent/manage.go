@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"slices"
 	"strconv"
@@ -241,8 +242,11 @@ func (r *request) openEnvelope(ctx context.Context, keyID string, data []byte) (
 		return nil, malformed("UnwrapWith", "%s", keyIDWanted)
 	case err != nil:
 		return nil, err
-	case key.Use == token.UseSeal && !r.isEscrow(key.Udf):
-		return nil, forbidden("use", "of keys of use seal only an account's escrow key opens keys")
+	}
+	if key.Use == token.UseSeal {
+		if err := r.checkEscrow(key.Udf); err != nil {
+			return nil, err
+		}
 	}
 	envelope, err := mesh.ParseEnvelope(data)
 	if err != nil {
@@ -287,15 +291,21 @@ func (r *request) baseSeed(ctx context.Context, key grant, recipients []mesh.Rec
 // errEnvelope is the one error for an envelope that does not open or does not hold a key.
 var errEnvelope = malformed("Key", "the envelope does not open with the key of UnwrapWith, or does not hold a key")
 
-// isEscrow reports whether a key is the escrow key of an account here.
-func (r *request) isEscrow(udf string) bool {
-	if r.config.Device == nil {
-		return false
+// checkEscrow refuses a key that is not the escrow key of an account here.
+func (r *request) checkEscrow(udf string) error {
+	var accounts []*devicestate.Account
+	if r.config.Device != nil {
+		var err error
+		if accounts, err = r.config.Device.Accounts(); err != nil {
+			return err
+		}
 	}
-	accounts, err := r.config.Device.Accounts()
-	return err == nil && slices.ContainsFunc(accounts, func(a *devicestate.Account) bool {
+	if !slices.ContainsFunc(accounts, func(a *devicestate.Account) bool {
 		return slices.ContainsFunc(a.Keys, func(k devicestate.Key) bool { return k.Name == escrowName && k.Udf == udf })
-	})
+	}) {
+		return forbidden("use", "of keys of use seal only an account's escrow key opens keys")
+	}
+	return nil
 }
 
 // candidates returns the recipient entries on the key's curve, those that name it first. Of a key that wants a
@@ -504,6 +514,9 @@ func (r *request) tokenUnlock(ctx context.Context, body strictjson.Value) ([]byt
 	return strictjson.Marshal(accepted)
 }
 
+// maxListed is how many problems, findings and prompts a reply lists, so that it fits into a frame.
+const maxListed = 200
+
 // status answers StatusRequest.
 func (r *request) status(_ context.Context, body strictjson.Value) ([]byte, error) {
 	if err := decode(mesh.TagStatusRequest, body, &mesh.StatusRequest{}); err != nil {
@@ -516,6 +529,9 @@ func (r *request) status(_ context.Context, body strictjson.Value) ([]byte, erro
 	problems := snapshot.Problems()
 	if err := r.ring.RolledBack(); err != nil {
 		problems = append(problems, err.Error())
+	}
+	if more := len(problems) - maxListed; more > 0 {
+		problems = append(problems[:maxListed], fmt.Sprintf("and %d more", more))
 	}
 	return strictjson.Marshal(mesh.StatusResponse{
 		Reply:    accepted,

@@ -38,6 +38,20 @@ const (
 // ErrNotFound says that there is no such device or account.
 var ErrNotFound = errors.New("not found")
 
+// RecordError says that a file is there and cannot be used.
+type RecordError struct {
+	Name string // of the file
+	Err  error
+}
+
+// Error names the file.
+func (e *RecordError) Error() string {
+	return fmt.Sprintf("record %s cannot be read: %v", e.Name, e.Err)
+}
+
+// Unwrap returns Err.
+func (e *RecordError) Unwrap() error { return e.Err }
+
 // Home is where keys of the device or account go that are not made inside a token.
 type Home struct {
 	Token  string `json:",omitzero"`
@@ -181,14 +195,14 @@ func Open(path string) (*Folder, error) {
 // Close releases the folder.
 func (f *Folder) Close() error { return f.files.Close() }
 
-// Device reads the device's identity. If there is none the error is ErrNotFound.
+// Device reads the device's identity. If there is none the error is ErrNotFound, else a *RecordError.
 func (f *Folder) Device() (*Device, error) {
 	d := new(Device)
 	if err := f.read(deviceName, d); err != nil {
 		return nil, err
 	}
 	if err := check(d.Version, d.Generation, d.Profile); err != nil {
-		return nil, fmt.Errorf("read %s: %w", deviceName, err)
+		return nil, &RecordError{deviceName, err}
 	}
 	return d, nil
 }
@@ -206,7 +220,7 @@ func (f *Folder) PutDevice(d *Device) (*Change, error) {
 	return f.put(deviceName, d)
 }
 
-// Accounts reads all accounts, sorted by their names. One that does not load is an error.
+// Accounts reads all accounts, sorted by their names. One that does not load is a *RecordError.
 func (f *Folder) Accounts() ([]*Account, error) {
 	names, err := f.files.Names()
 	if err != nil {
@@ -222,13 +236,23 @@ func (f *Folder) Accounts() ([]*Account, error) {
 		if err := f.read(name, a); err != nil {
 			return nil, err
 		}
-		if err := check(a.Version, a.Generation, a.Profile); err != nil || a.Udf != udf {
-			return nil, errors.Join(fmt.Errorf("read %s: not the record of this account", name), err)
+		err := check(a.Version, a.Generation, a.Profile)
+		if err == nil && a.Udf != udf {
+			err = errors.New("it is that of another account")
+		}
+		if err != nil {
+			return nil, &RecordError{name, err}
 		}
 		out = append(out, a)
 	}
 	return out, nil
 }
+
+// Unusable is the error of what is in the record of an account.
+func (a *Account) Unusable(err error) error { return &RecordError{accountPrefix + a.Udf + suffix, err} }
+
+// Unusable is the error of what is in the record of the device.
+func (d *Device) Unusable(err error) error { return &RecordError{deviceName, err} }
 
 // PutAccount returns the change that writes an account.
 func (f *Folder) PutAccount(a *Account) (*Change, error) {
@@ -301,11 +325,11 @@ func (f *Folder) read(name string, v any) error {
 	if errors.Is(err, fs.ErrNotExist) {
 		return ErrNotFound
 	}
-	if err != nil {
-		return err
+	if err == nil {
+		err = strictjson.Unmarshal(data, v)
 	}
-	if err := strictjson.Unmarshal(data, v); err != nil {
-		return fmt.Errorf("read %s: %w", name, err)
+	if err != nil {
+		return &RecordError{name, err}
 	}
 	return nil
 }
