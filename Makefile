@@ -26,8 +26,13 @@ test: ## install what the tests need, then run everything: style, tests with -ra
 quick: ## the tests alone, without -race
 	$(GO) test ./...
 
-install: build ## install the binary in PREFIX/bin and the units of systemd's user manager
+install: build ## install the binary, manual pages and completions in PREFIX, and the units of systemd's user manager
 	install -D -m 0755 $(BIN) $(PREFIX)/bin/mesh-agent
+	install -D -m 0644 -t $(PREFIX)/share/man/man1 docs/man/*.1
+	install -d $(PREFIX)/share/bash-completion/completions $(PREFIX)/share/zsh/site-functions $(PREFIX)/share/fish/vendor_completions.d
+	$(BIN) completion bash >$(PREFIX)/share/bash-completion/completions/mesh-agent
+	$(BIN) completion zsh >$(PREFIX)/share/zsh/site-functions/_mesh-agent
+	$(BIN) completion fish >$(PREFIX)/share/fish/vendor_completions.d/mesh-agent.fish
 	install -D -m 0644 -t $(UNITS) systemd/*.service systemd/*.socket
 
 man: ## write docs/man anew from the commands

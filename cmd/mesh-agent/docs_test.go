@@ -5,6 +5,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"reflect"
 	"regexp"
 	"slices"
 	"strconv"
@@ -151,7 +152,7 @@ func walk(c *cobra.Command, visit func(*cobra.Command)) {
 // commandLines returns the command lines of this program in a line of text, without its name. They begin with that, or with
 // a command; who is said to do it, and other programs, are left out.
 func commandLines(root *cobra.Command, text string) (out [][]string) {
-	isProgram := func(w string) bool { return w == "mesh-agent" || strings.HasSuffix(w, "/mesh-agent") }
+	isProgram := func(w string) bool { return w == "mesh-agent" || w == "bin/mesh-agent" }
 	var words []string
 	end := func() {
 		if i := slices.IndexFunc(words, isProgram); i >= 0 {
@@ -283,7 +284,7 @@ func TestDocConfiguration(t *testing.T) {
 	t.Parallel()
 	texts := maps.Clone(pages(t))
 	texts["serve --help"] = newServeCommand(&app{}).Long
-	table := regexp.MustCompile(`(?m)^    (?:# ~/\.config/mesh-agent/config\.toml|\[\[?\w+\]?\])\n(?:    .*\n)+`)
+	table := regexp.MustCompile(`(?m)^    (?:# ~/\.config/mesh-agent/config\.toml|\[\[?[a-z0-9]+\]?\])\n(?:    .*\n)+`)
 	found := 0
 	for name, text := range texts {
 		for _, block := range table.FindAllString(text, -1) {
@@ -299,6 +300,18 @@ func TestDocConfiguration(t *testing.T) {
 	}
 	if found < 4 {
 		t.Errorf("only %d pieces found", found)
+	}
+	var documented, known []string
+	for _, m := range regexp.MustCompile("(?m)^\\| `([a-z0-9-]+)` \\|[^|]*\\|[^|]*\\|$").FindAllStringSubmatch(texts[filepath.Join(top, "docs", "configuration.md")], -1) {
+		documented = append(documented, m[1])
+	}
+	for _, field := range reflect.VisibleFields(reflect.TypeFor[config.Config]()) {
+		known = append(known, field.Tag.Get("toml"))
+	}
+	slices.Sort(documented)
+	slices.Sort(known)
+	if !slices.Equal(documented, known) {
+		t.Errorf("docs/configuration.md has %q, the configuration %q", documented, known)
 	}
 }
 

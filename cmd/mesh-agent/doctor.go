@@ -86,6 +86,7 @@ func (a *app) examine(ctx context.Context) []mesh.Finding {
 	if err != nil {
 		out = append(out, finding(token.SeverityError, "configuration", "correct it, or name another by --config", "%v", err))
 	}
+	out = append(out, a.examineConfig()...)
 	configured := err == nil
 	var status *mesh.StatusResponse
 	var of []mesh.Finding
@@ -197,6 +198,21 @@ func isFolder(path string) bool {
 	return err == nil && info.IsDir()
 }
 
+// examineConfig looks whether others may write to the configuration, which names programs and libraries.
+func (a *app) examineConfig() []mesh.Finding {
+	path := a.config
+	if path == "" {
+		var err error
+		if path, err = a.defaultConfig(); err != nil {
+			return nil // then there is none
+		}
+	}
+	if f, ok := examineMode("configuration", path, 0o022, "chmod go-w "+path); ok {
+		return []mesh.Finding{f}
+	}
+	return nil
+}
+
 // examineSockets looks at the socket of the agent, its folder, and what SSH uses.
 func (a *app) examineSockets() []mesh.Finding {
 	path, err := a.socketPath()
@@ -234,7 +250,11 @@ func examineMode(about, path string, mask fs.FileMode, mend string) (mesh.Findin
 		return mesh.Finding{}, false // what is not there is found elsewhere
 	}
 	if mode := info.Mode().Perm(); mode&mask != 0 {
-		return finding(token.SeverityError, about, mend, "%s has mode %04o: others may use it", path, mode), true
+		may := "use it"
+		if mode&mask&0o022 != 0 {
+			may = "write to it"
+		}
+		return finding(token.SeverityError, about, mend, "%s has mode %04o: others may %s", path, mode, may), true
 	}
 	if owner := info.Sys().(*syscall.Stat_t).Uid; owner != 0 && int(owner) != os.Geteuid() {
 		return finding(token.SeverityError, about, "choose a place of your own", "%s belongs to user %d", path, owner), true
