@@ -45,7 +45,8 @@ type Config struct {
 
 // Limits bound what clients take up.
 type Limits struct {
-	// Connections at once, over both sockets; further ones are closed. Default 256.
+	// Connections at once, over both sockets. A further one takes the place of one on which nothing is under
+	// way, and is closed if there is none. Default 256.
 	Connections int
 	// Queue is the number of operations that wait for one token; further ones are
 	// answered with status 429. Default 128.

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"sync"
+	"time"
 
 	"github.com/mesh-agent/mesh-agent/internal/peercred"
 	"github.com/mesh-agent/mesh-agent/internal/policy"
@@ -22,12 +23,15 @@ type conn struct {
 	reply  []byte // the frame being written, kept for its memory
 
 	mu      sync.Mutex
-	busy    bool // guarded by mu: a request is worked on
-	closing bool // guarded by mu: no further request
+	busy    bool      // guarded by mu: a request is worked on
+	closing bool      // guarded by mu: no further request
+	idle    time.Time // guarded by mu: since when nothing has come; zero while something has, and until it is answered
 }
 
 func newConn(s *server, nc net.Conn, kind socketKind, peer peercred.Credentials) *conn {
-	return &conn{server: s, net: nc, kind: kind, peer: peer, frames: newFrameReader(nc, s.limits.Frame)}
+	c := &conn{server: s, net: nc, kind: kind, peer: peer, frames: newFrameReader(nc, s.limits.Frame), idle: time.Now()}
+	c.frames.begun = c.hear
+	return c
 }
 
 // serve answers requests until the client goes, breaks the framing, or finish is called.
@@ -88,7 +92,40 @@ func (c *conn) end() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.busy = false
+	if !c.frames.ahead() {
+		c.idle = time.Now()
+	}
 	return !c.closing
+}
+
+// hear notes that the first octet of a request is there.
+func (c *conn) hear() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.idle = time.Time{}
+}
+
+// idleSince says since when nothing has come, if that is so.
+func (c *conn) idleSince() (since time.Time, ok bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.idle, !c.idle.IsZero() && !c.closing
+}
+
+// giveWay ends the connection if nothing is under way, not even unread in the socket, and reports whether it did.
+func (c *conn) giveWay() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.idle.IsZero() || c.closing {
+		return false
+	}
+	if unread(c.net) {
+		c.idle = time.Time{}
+		return false
+	}
+	c.closing = true
+	c.net.Close()
+	return true
 }
 
 // finish ends the connection: now if it is idle, else after the request it works on.

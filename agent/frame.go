@@ -27,6 +27,7 @@ var errFrameLength = errors.New("frame length is zero or above 262144")
 type frameReader struct {
 	conn    net.Conn
 	timeout time.Duration // for the rest of a frame, from its first octet on
+	begun   func()        // called when the first octet of a frame is there; nil for nothing
 	buf     []byte
 	end     int // buf[:end] has been read
 	frame   int // octets at the front of buf that the last frame returned takes up
@@ -41,8 +42,12 @@ func newFrameReader(conn net.Conn, timeout time.Duration) *frameReader {
 // errFrameLength, and those of the connection.
 func (r *frameReader) next() ([]byte, error) {
 	r.discard()
-	armed := false
+	armed, heard := false, false
 	for {
+		if r.end > 0 && !heard && r.begun != nil {
+			heard = true
+			r.begun()
+		}
 		size, err := r.size()
 		if err != nil {
 			return nil, err
@@ -62,6 +67,9 @@ func (r *frameReader) next() ([]byte, error) {
 		}
 	}
 }
+
+// ahead reports whether octets were read that belong to the next frame.
+func (r *frameReader) ahead() bool { return r.end > r.frame }
 
 // size returns the length of the frame at the front of the buffer, its length field
 // included, or the length of that field while it is incomplete.

@@ -106,6 +106,23 @@ func (h *hangups) end(w *watch) {
 	w.conn.SetReadDeadline(time.Time{})
 }
 
+// unread reports whether a socket has octets that nobody has read yet.
+func unread(c net.Conn) (yes bool) {
+	sc, ok := c.(syscall.Conn)
+	if !ok {
+		return false
+	}
+	raw, err := sc.SyscallConn()
+	if err != nil {
+		return false
+	}
+	_ = raw.Control(func(fd uintptr) { // fails if the socket is closed already
+		n, _, err := unix.Recvfrom(int(fd), make([]byte, 1), unix.MSG_PEEK|unix.MSG_DONTWAIT)
+		yes = err == nil && n > 0
+	})
+	return yes
+}
+
 // hungUp reports whether both directions of the socket are closed.
 func hungUp(fd uintptr) bool {
 	fds := []unix.PollFd{{Fd: int32(fd)}}

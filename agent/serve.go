@@ -140,9 +140,9 @@ func (s *server) register(c *conn) bool {
 	if s.closing {
 		return false
 	}
-	if len(s.conns) >= s.limits.Connections {
+	if len(s.conns) >= s.limits.Connections && !s.makeRoomLocked() {
 		if !s.refusing {
-			s.log.Warn("connections refused: too many", "limit", s.limits.Connections)
+			s.log.Warn("connections refused: too many, and a request is under way on each", "limit", s.limits.Connections)
 		}
 		s.refusing = true
 		return false
@@ -151,6 +151,47 @@ func (s *server) register(c *conn) bool {
 	s.conns[c] = struct{}{}
 	s.running.Add(1)
 	return true
+}
+
+// makeRoomLocked ends a connection on which nothing is under way: of the process that has most of them, the one that has
+// been idle longest. It reports whether there was one.
+func (s *server) makeRoomLocked() bool {
+	for {
+		c := longestIdle(s.conns)
+		if c == nil {
+			return false
+		}
+		if c.giveWay() {
+			s.log.Debug("idle connection closed to make room", "pid", c.peer.PID)
+			delete(s.conns, c)
+			return true
+		}
+	}
+}
+
+// longestIdle chooses the connection that makes room for another; nil if none is idle.
+func longestIdle(conns map[*conn]struct{}) *conn {
+	type idle struct {
+		conn  *conn
+		since time.Time
+	}
+	of := make(map[int32][]idle) // by process
+	most := 0
+	for c := range conns {
+		if since, ok := c.idleSince(); ok {
+			of[c.peer.PID] = append(of[c.peer.PID], idle{c, since})
+			most = max(most, len(of[c.peer.PID]))
+		}
+	}
+	var first idle
+	for _, conns := range of {
+		for _, i := range conns {
+			if len(conns) == most && (first.conn == nil || i.since.Before(first.since)) {
+				first = i
+			}
+		}
+	}
+	return first.conn
 }
 
 func (s *server) unregister(c *conn) {

@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -107,20 +108,139 @@ func TestConnectionLimit(t *testing.T) {
 		receive(t, c)
 		held = append(held, c)
 	}
-	refused := dial(t, s.ssh)
-	if _, err := readMessage(refused); err == nil {
-		t.Error("a third connection was served")
+	third := dial(t, s.ssh)
+	send(t, third, listMessage)
+	receive(t, third)
+	if _, err := readMessage(held[0]); err == nil {
+		t.Error("the one that was idle longest goes on")
 	}
-	send(t, held[0], listMessage) // the others do not suffer
-	receive(t, held[0])
-	held[0].Close()
-	for { // until the agent has seen it
-		c := dial(t, s.mesh)
-		c.Write(frameOf(listMessage))
-		if _, err := readMessage(c); err == nil {
-			break
+	send(t, held[1], listMessage) // the other does not suffer
+	receive(t, held[1])
+	third.Close()
+	held[1].Close()
+	c := dial(t, s.mesh)
+	send(t, c, listMessage)
+	receive(t, c)
+}
+
+// TestConnectionLimitSparesWork has each connection but one at work: one waits for a token, one has sent half a frame, one has
+// sent a request ahead. The idle one makes room, and when there is none any more, the next one is refused.
+func TestConnectionLimitSparesWork(t *testing.T) {
+	t.Parallel()
+	fake := newFake("t")
+	a := newAgent(t, Limits{Connections: 4, Frame: time.Hour}, fake)
+	var log syncBuffer
+	a.log = slog.New(slog.NewTextHandler(&log, nil))
+	key := generate(t, a, "t", token.Ed25519, token.UseSign)
+	hold := fake.Hold(tokentest.OpSign)
+	s := serve(t, a)
+	half, ahead, busy, idle := dial(t, s.mesh), dial(t, s.mesh), dial(t, s.mesh), dial(t, s.mesh)
+	for _, c := range []net.Conn{half, ahead, busy, idle} { // in this order, so that the idle one is the youngest
+		send(t, c, listMessage)
+		receive(t, c)
+	}
+	request := frameOf(listMessage)
+	if _, err := half.Write(append(slices.Clone(request), request[:3]...)); err != nil { // the answer tells that the rest is there
+		t.Fatal(err)
+	}
+	receive(t, half)
+	send(t, busy, signMessage(key.Udf))
+	<-hold.Entered()
+	send(t, ahead, signMessage(key.Udf))
+	untilWaiting(a.gates["t"], 1)
+	send(t, ahead, listMessage)
+
+	fifth := dial(t, s.ssh)
+	send(t, fifth, signMessage(key.Udf)) // on ssh.sock: refused, but the connection is served
+	receive(t, fifth)
+	if _, err := readMessage(idle); err == nil {
+		t.Error("the idle one goes on")
+	}
+	send(t, fifth, listMessage)
+	receive(t, fifth)
+	if _, err := fifth.Write(request[:2]); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := readMessage(dial(t, s.mesh)); err == nil || !strings.Contains(log.String(), "a request is under way on each") {
+		t.Errorf("one too many: %v; log %s", err, log.String())
+	}
+	hold.Release()
+	for _, c := range []net.Conn{busy, ahead, ahead} {
+		receive(t, c)
+	}
+	if _, err := half.Write(request[3:]); err != nil {
+		t.Fatal(err)
+	}
+	receive(t, half)
+}
+
+// TestLongestIdle chooses among processes, and among the connections of one.
+func TestLongestIdle(t *testing.T) {
+	t.Parallel()
+	now := time.Now()
+	idleFor := func(pid int32, seconds int) *conn {
+		c := &conn{peer: peercred.Credentials{PID: pid}}
+		if seconds > 0 {
+			c.idle = now.Add(time.Duration(-seconds) * time.Second)
+		}
+		return c
+	}
+	one, many, older, busy := idleFor(1, 100), idleFor(2, 5), idleFor(2, 7), idleFor(2, 0)
+	closing := idleFor(2, 1000)
+	closing.closing = true
+	set := func(conns ...*conn) map[*conn]struct{} {
+		out := map[*conn]struct{}{}
+		for _, c := range conns {
+			out[c] = struct{}{}
+		}
+		return out
+	}
+	for i, test := range []struct {
+		conns map[*conn]struct{}
+		want  *conn
+	}{
+		{set(), nil},
+		{set(busy, closing), nil},
+		{set(one, many, busy, closing), one},
+		{set(one, many, older, busy, closing), older},
+	} {
+		if got := longestIdle(test.conns); got != test.want {
+			t.Errorf("%d: %+v", i, got)
 		}
 	}
+}
+
+// TestUnreadIsUnderWay has a request in the socket that nobody has read yet.
+func TestUnreadIsUnderWay(t *testing.T) {
+	t.Parallel()
+	_, listeners := listen(t)
+	client := dial(t, listeners[0].Addr().String())
+	served, err := listeners[0].Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer served.Close()
+	c := newConn(&server{Agent: newAgent(t, Limits{}, newFake("t"))}, served, sshOnly, peercred.Credentials{})
+	send(t, client, listMessage)
+	if c.giveWay() {
+		t.Error("a connection with a request was closed")
+	}
+	if _, idle := c.idleSince(); idle {
+		t.Error("it counts as idle")
+	}
+	other := dial(t, listeners[0].Addr().String())
+	accepted, err := listeners[0].Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c = newConn(c.server, accepted, sshOnly, peercred.Credentials{}); !c.giveWay() || c.giveWay() || c.begin() {
+		t.Error("an idle connection did not give way, once and for all")
+	}
+	if _, err := readMessage(other); err == nil {
+		t.Error("it goes on")
+	}
+	listeners[0].Close()
+	listeners[1].Close()
 }
 
 // scriptedListener fails to accept with one error after another.
