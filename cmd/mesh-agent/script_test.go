@@ -25,7 +25,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"mesh-agent": main})
+	testscript.Main(m, map[string]func(){"mesh-agent": main, "harden": showHardened})
 }
 
 // TestScript runs the stories in testdata/script, which talk to the real program, real
