@@ -16,7 +16,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/mesh-agent/mesh-agent/piv/internal/applet"
 	"github.com/mesh-agent/mesh-agent/piv/pivtest"
@@ -241,7 +240,7 @@ func TestAdoptFromAge(t *testing.T) {
 func TestAdoptUntold(t *testing.T) {
 	t.Parallel()
 	// The card is held: one of this firmware forgets the PIN when its serial number is read.
-	b := newBench(t, pivtest.Config{Version: [3]byte{4, 3, 5}}, Options{Linger: time.Minute})
+	b := newBench(t, pivtest.Config{Version: [3]byte{4, 3, 5}}, kept())
 	key, _ := importable(t)
 	if err := b.card.Put(0x83, key, pivtest.PINPolicyAlways, pivtest.TouchPolicyNever); err != nil {
 		t.Fatal(err)

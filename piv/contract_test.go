@@ -15,6 +15,9 @@ const (
 	testPUK = "19283746"
 )
 
+// kept has a token keep the card, as if no time passed between its operations.
+func kept() Options { return Options{Linger: time.Hour, hold: time.Hour} }
+
 // bench is a card in a reader of a daemon of its own, and the token of the card.
 type bench struct {
 	card   *pivtest.Card

@@ -85,32 +85,15 @@ func (h holder) end(tb testing.TB) {
 // pcscd wait; the other program notices nothing.
 func TestHeld(t *testing.T) {
 	t.Parallel()
-	for _, c := range []struct {
-		name   string
-		linger time.Duration
-		ready  func(*testing.T, *bench)
-	}{
-		{"let go", 0, func(t *testing.T, b *bench) { b.idle(t) }},
-		{"connected", time.Hour, func(t *testing.T, b *bench) {
-			for b.reader.Handles() != 2 { // it may have been let go for others
-				if err := b.token.Unlock(t.Context(), []byte(testPIN)); err != nil {
-					t.Fatal(err)
-				}
-				b.token.quiet()
-			}
-		}},
-	} {
-		t.Run(c.name, func(t *testing.T) {
+	for name, o := range map[string]Options{"let go": {}, "connected": kept()} {
+		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			b := newBench(t, pivtest.Config{}, Options{Linger: c.linger})
+			b := newBench(t, pivtest.Config{}, o)
 			k, _ := b.signer(t, token.Policy{})
-			if c.linger == 0 {
-				c.ready(t, b)
+			if name == "let go" {
+				b.idle(t)
 			}
 			h := newHolder(t, b.daemon.Socket, b.reader.Name())
-			if c.linger != 0 {
-				c.ready(t, b)
-			}
 			h.begin(t)
 			atOnce := true
 			for range 5 {

@@ -57,7 +57,9 @@ type Options struct {
 	// State is told each new state of the card, without touches. It must return at once.
 	State func(token.State)
 
-	only []token.Algorithm // instead of all that the firmware has, for tests
+	// For tests.
+	only []token.Algorithm // instead of all that the firmware has
+	hold time.Duration     // instead of maxHold
 }
 
 // TouchEvent says that a card waits for its user's touch, or no longer.
@@ -138,6 +140,7 @@ func (o Options) withDefaults() Options {
 	}
 	o.Patience = orDefault(o.Patience, defaultPatience)
 	o.Linger = orDefault(o.Linger, defaultLinger)
+	o.hold = orDefault(o.hold, maxHold)
 	if o.Touch == nil {
 		o.Touch = func(context.Context, TouchEvent) {}
 	}

@@ -113,7 +113,7 @@ func TestFailingCard(t *testing.T) {
 // as many commands as the card must compute; a signature takes one round trip to pcscd.
 func TestRoundTrips(t *testing.T) {
 	t.Parallel()
-	b := newBench(t, pivtest.Config{}, Options{Linger: time.Minute})
+	b := newBench(t, pivtest.Config{}, kept())
 	k, created := b.signer(t, token.Policy{})
 	agree := b.made(t, token.P256, token.UseAgree, token.Policy{}).(token.PointAgreer)
 	for _, c := range []struct {
@@ -128,29 +128,23 @@ func TestRoundTrips(t *testing.T) {
 			return err
 		}, []pivtest.Command{pivtest.CommandBegin, pivtest.CommandTransmit, pivtest.CommandTransmit, pivtest.CommandEnd}},
 	} {
-		var got []pivtest.Command
-		for start := time.Now(); ; start = time.Now() {
-			if err := c.use(); err != nil { // connects, or ends what went before
-				t.Fatal(err)
-			}
-			b.token.quiet()
-			var mu sync.Mutex
-			got = nil
-			b.daemon.Inject(func(c pivtest.Call) pivtest.Code {
-				mu.Lock()
-				defer mu.Unlock()
-				got = append(got, c.Command)
-				return pivtest.Success
-			})
-			if err := c.use(); err != nil {
-				t.Fatal(err)
-			}
-			b.token.quiet()
-			b.daemon.Inject(nil)
-			if time.Since(start) < maxHold/2 { // else the card may have been let go for others
-				break
-			}
+		if err := c.use(); err != nil { // connects, or ends what went before
+			t.Fatal(err)
 		}
+		b.token.quiet()
+		var mu sync.Mutex
+		var got []pivtest.Command
+		b.daemon.Inject(func(c pivtest.Call) pivtest.Code {
+			mu.Lock()
+			defer mu.Unlock()
+			got = append(got, c.Command)
+			return pivtest.Success
+		})
+		if err := c.use(); err != nil {
+			t.Fatal(err)
+		}
+		b.token.quiet()
+		b.daemon.Inject(nil)
 		if !slices.Equal(got, c.want) {
 			t.Errorf("%s: requests to pcscd are %02x, want %02x", c.name, got, c.want)
 		}
@@ -190,7 +184,7 @@ func otherApplet(ctx context.Context, c *pcsc.Client, reader string) error {
 // token finds out by a command that fails. The PIN is given to no other application.
 func TestOtherApplication(t *testing.T) {
 	t.Parallel()
-	b := newBench(t, pivtest.Config{}, Options{Linger: time.Minute})
+	b := newBench(t, pivtest.Config{}, kept())
 	k, _ := b.signer(t, token.Policy{})
 	if err := sign(t.Context(), k, token.Auth{}); err != nil {
 		t.Fatal(err)

@@ -351,7 +351,7 @@ func (w *worker) end() {
 			w.drop(err)
 		}
 	}
-	if w.session != nil && time.Since(w.session.since) > maxHold {
+	if w.session != nil && time.Since(w.session.since) > w.token.options.hold {
 		w.yield()
 	}
 }
