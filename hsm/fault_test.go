@@ -3,6 +3,7 @@ package hsm
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"strconv"
@@ -11,6 +12,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/mesh-agent/mesh-agent/hsm/hsmtest"
 	"github.com/mesh-agent/mesh-agent/token"
@@ -240,6 +243,51 @@ func TestHangAtStart(t *testing.T) {
 	if err := tok.Unlock(t.Context(), []byte(hsmtest.PIN)); err != nil {
 		t.Error(err)
 	}
+}
+
+// The helper has the environment that the configuration gives and no other, and of the agent's files one socket.
+func TestHelperHasNothing(t *testing.T) {
+	t.Parallel()
+	s := hsmtest.SoftHSM(t)
+	m := newTestModule(t, s)
+	if _, err := m.ensure(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	proc := fmt.Sprintf("/proc/%d/", m.running().cmd.Process.Pid)
+	environment, err := os.ReadFile(proc + "environ")
+	if want := strings.Join(s.Environment, "\x00") + "\x00"; err != nil || string(environment) != want {
+		t.Errorf("its environment is %q, %v; want %q", environment, err, want)
+	}
+	if dir, err := os.Readlink(proc + "cwd"); err != nil || dir != "/" {
+		t.Errorf("it runs in %q, %v", dir, err)
+	}
+	files, err := os.ReadDir(proc + "fd")
+	if err != nil || len(files) < 4 {
+		t.Fatalf("its files: %v, %v", files, err)
+	}
+	for _, f := range files {
+		target, err := os.Readlink(proc + "fd/" + f.Name())
+		number, _ := strconv.Atoi(f.Name())
+		own := err != nil || strings.HasPrefix(target, "anon_inode:") || strings.HasPrefix(target, "/sys/") // of its runtime
+		switch number {
+		case 0, 1:
+			own = target == os.DevNull
+		case 2: // as ModuleOptions.Stderr says
+			own = true
+		case helperFD:
+			own = strings.HasPrefix(target, "socket:")
+		}
+		if !own && !givenToTest(number) {
+			t.Errorf("file descriptor %d is %s", number, target)
+		}
+	}
+}
+
+// givenToTest reports whether a file is one that this process was started with, and that what it starts gets, too: the
+// agent does not have such.
+func givenToTest(fd int) bool {
+	flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0)
+	return err == nil && flags&unix.FD_CLOEXEC == 0
 }
 
 // The helper ends with the agent, also while its module hangs: nobody else would end it.
