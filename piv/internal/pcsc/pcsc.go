@@ -91,7 +91,13 @@ type Client struct {
 // ErrBroken, ErrRefused, or NoService if nobody listens.
 func Dial(ctx context.Context, path string) (*Client, error) {
 	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", path)
+	if errors.Is(err, context.DeadlineExceeded) {
+		<-ctx.Done() // the dialer looks at the clock, which is a little ahead of the context
+	}
 	if ctx.Err() != nil {
+		if err == nil {
+			conn.Close()
+		}
 		return nil, ctx.Err()
 	}
 	if err != nil {

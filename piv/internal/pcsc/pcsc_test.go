@@ -318,6 +318,22 @@ func TestCodes(t *testing.T) {
 	}
 }
 
+// hurried is a context whose deadline has passed by the clock, before it ends.
+type hurried struct{ context.Context }
+
+func (hurried) Deadline() (time.Time, bool) { return time.Unix(1, 0), true }
+
+// TestDialAtTheDeadline has the time be over when nothing was tried yet: that does not mean that pcscd does not run.
+func TestDialAtTheDeadline(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	_, err := Dial(hurried{ctx}, pivtest.StartDaemon(t).Socket)
+	if want(t, "dial", err, context.DeadlineExceeded); errors.Is(err, NoService) {
+		t.Errorf("dial: %v", err)
+	}
+}
+
 func TestVersions(t *testing.T) {
 	t.Parallel()
 	for minor, ok := range map[uint32]bool{3: false, 4: true, 5: true, 6: true} {
