@@ -115,6 +115,31 @@ func TestUnlockTwice(t *testing.T) {
 	}
 }
 
+// A module knows one login for a token, however many names the configuration gives that: a PIN is looked at although somebody
+// is logged in (CKR_USER_ALREADY_LOGGED_IN), and who is logged out by that logs in again.
+func TestTwoNamesOfOneToken(t *testing.T) {
+	t.Parallel()
+	s := hsmtest.SoftHSM(t)
+	m := newTestModule(t, s)
+	one := openUnlocked(t, m, s)
+	k := signKeyFor(t, one, token.P256)
+	other := openLocked(t, m, s)
+	if err := other.Unlock(t.Context(), wrongPIN(0)); !errors.Is(err, token.ErrAuthWrong) {
+		t.Errorf("a wrong PIN under the other name: %v, want ErrAuthWrong", err)
+	}
+	wantSign(t, "after a wrong PIN under the other name", k, nil)
+	if err := other.Unlock(t.Context(), []byte(hsmtest.PIN)); err != nil {
+		t.Fatal(err)
+	}
+	k2 := signKeyFor(t, other, token.P256)
+	if err := one.Lock(t.Context()); err != nil {
+		t.Error(err)
+	}
+	wantSign(t, "locked", k, token.ErrAuthNeeded)
+	wantSign(t, "locked under the other name", k2, nil)
+	wantSign(t, "locked, while somebody is logged in", k, token.ErrAuthNeeded)
+}
+
 // A key that asks each time gets the PIN of the call and not the one that unlocked the token.
 func TestAlwaysAuthenticate(t *testing.T) {
 	t.Parallel()
