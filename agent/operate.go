@@ -321,7 +321,7 @@ func (r *request) agree(ctx context.Context, body strictjson.Value) (any, error)
 // checkPoints looks whether points are there, before anything about the key is said.
 func checkPoints(member string, given ...mesh.PublicParameters) error {
 	for _, g := range given {
-		if g.PublicKeyECDH == nil || g.PublicKeyRSA != nil {
+		if g.PublicKeyECDH == nil || g.PublicKeyRSA != nil || g.Other != nil {
 			return malformed(member, "PublicKeyECDH expected")
 		}
 		if g.PublicKeyECDH.Public == nil {

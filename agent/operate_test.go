@@ -184,6 +184,8 @@ func TestRefusedOperations(t *testing.T) {
 
 		{`{"CryptographicOperationKeyAgreement":{"PublicKey":` + peer + `}}`, agreed, 400, "KeyId: missing"},
 		{`{"CryptographicOperationKeyAgreement":{"KeyId":"MAAA","PublicKey":` + peer + `}}`, agreed, 400, "KeyId"},
+		{agree(k.x448, `"PublicKey":{"PublicKeyMLKEM":{"Public":"AAAA"}}`), agreed, 400, "PublicKey: "},
+		{agree(k.x448, `"PublicKey":`+strings.Replace(peer, `{`, `{"PublicKeyMLKEM":{"Public":"AAAA"},`, 1)), agreed, 400, "PublicKey: "},
 		{`{"CryptographicOperationKeyAgreement":{"KeyId":"` + k.x448.Udf[:33] + `","PublicKey":` + peer + `}}`, agreed, 400, "KeyId"},
 		{`{"CryptographicOperationKeyAgreement":{"KeyId":7,"PublicKey":` + peer + `}}`, agreed, 400, "KeyId: unexpected"},
 		{`{"CryptographicOperationKeyAgreement":{"KeyId":"MAAA-AAAA-AAAA-AAAA-AAAA-AAAA-AAAA","PublicKey":` + peer + `}}`, agreed, 404, ""},

@@ -121,6 +121,8 @@ func ordinaryParameters(pub token.PublicKey) PublicParameters {
 // check says whether exactly one member is set.
 func (p PublicParameters) check() error {
 	switch {
+	case p.Other != nil:
+		return fmt.Errorf("a public key of another kind than PublicKeyECDH and PublicKeyRSA: %w", token.ErrBadKey)
 	case p.PublicKeyECDH == nil && p.PublicKeyRSA == nil:
 		return fmt.Errorf("PublicKeyECDH or PublicKeyRSA is missing: %w", token.ErrBadKey)
 	case p.PublicKeyECDH != nil && p.PublicKeyRSA != nil:

@@ -189,8 +189,8 @@ func (e *Envelope) VerifyKnown(known ...token.PublicKey) ([]SignedBy, error) {
 	}
 	accepted := slices.Clone(known)
 	for _, s := range e.Trailer.Signatures {
-		if s.SignatureKey == nil {
-			continue
+		if s.SignatureKey == nil || s.SignatureKey.Other != nil {
+			continue // nothing by which it could be verified
 		}
 		key, err := s.SignatureKey.PublicKey()
 		if err != nil {

@@ -69,10 +69,13 @@ type PublicKeyECDH struct {
 	Public Binary
 }
 
-// PublicParameters is the tagged choice of public key; exactly one member is set.
+// PublicParameters is the tagged choice of public key; exactly one member is set. A kind that is not known here is kept in Other
+// and is no key: envelopes may have recipients and signers with such keys beside others.
 type PublicParameters struct {
 	PublicKeyECDH *PublicKeyECDH `json:",omitzero"`
 	PublicKeyRSA  *PublicKeyRSA  `json:",omitzero"`
+
+	Other strictjson.Value `json:",embed"`
 }
 
 // PublicKeyRSA is an RSA public key in the JOSE names (RFC 7518, 6.3.1), big endian.

@@ -79,6 +79,9 @@ func ParseConnection(e *mesh.Envelope, g mesh.Generation, now time.Time) (*Conne
 	if r.err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrConnection, r.err)
 	}
+	if slices.Contains(c.Roles, "") {
+		return nil, fmt.Errorf("%w: Roles has one without a name", ErrConnection)
+	}
 	return c, nil
 }
 

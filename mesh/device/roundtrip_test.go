@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"crypto/rsa"
 	"errors"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -240,10 +241,13 @@ func TestVerifyRefuses(t *testing.T) {
 			{"service connection of another account", func(c *CatalogedDevice) { c.ConnectionService = otherEntry.ConnectionService }, StepSignature, TagConnectionService, mesh.ErrSigner},
 			{"activation of another account", func(c *CatalogedDevice) { c.Activations[0] = otherEntry.Activations[0] }, StepSignature, TagActivationAccount, mesh.ErrSigner},
 			{"account's activation of another account", func(c *CatalogedDevice) { c.Activations[1] = otherEntry.Activations[1] }, StepSignature, TagActivationCommon, mesh.ErrSigner},
-			{"a further signature", func(c *CatalogedDevice) {
+			{"a wrong signature before the right one", func(c *CatalogedDevice) {
 				s := &c.ConnectionDevice.Trailer.Signatures
-				*s = append(*s, otherEntry.ConnectionDevice.Trailer.Signatures...)
-			}, StepSignature, TagConnectionDevice, mesh.ErrSigner},
+				wrong := (*s)[0]
+				wrong.Value = slices.Clone(wrong.Value)
+				wrong.Value[0] ^= 1
+				*s = append([]mesh.Signature{wrong}, *s...)
+			}, StepSignature, TagConnectionDevice, mesh.ErrSignature},
 			{"connections exchanged", func(c *CatalogedDevice) {
 				c.ConnectionDevice, c.ConnectionService = c.ConnectionService, c.ConnectionDevice
 			}, StepBinding, TagConnectionDevice, ErrConnection},
@@ -253,6 +257,11 @@ func TestVerifyRefuses(t *testing.T) {
 			{"connection with a key that is none", func(c *CatalogedDevice) {
 				c.ConnectionService = a.signed(t, []byte(`{"ConnectionService":{"Authentication":{"PublicParameters":{"PublicKeyECDH":{"crv":"X448","Public":"AAAA"}}}}}`))
 			}, StepBinding, TagConnectionService, token.ErrBadPoint},
+			{"connection with a role without a name", func(c *CatalogedDevice) {
+				without := *conn
+				without.Roles = []string{"web", ""}
+				c.ConnectionDevice = a.connection(t, &without)
+			}, StepBinding, TagConnectionDevice, ErrConnection},
 			{"connection without account", func(c *CatalogedDevice) {
 				without := *conn
 				without.ProfileUdf = ""
@@ -318,6 +327,14 @@ func TestVerifyRefuses(t *testing.T) {
 		}
 		if _, err := verification(a, d).Verify(t.Context(), must(ParseCatalogedDevice(good))); err != nil {
 			t.Errorf("unaltered: %v", err)
+		}
+		// Who else signed says nothing, whichever signature comes first.
+		entry := must(ParseCatalogedDevice(good))
+		for _, e := range []*mesh.Envelope{entry.ConnectionDevice, entry.ConnectionService, entry.Activations[0]} {
+			e.Trailer.Signatures = append(slices.Clone(otherEntry.ConnectionDevice.Trailer.Signatures), e.Trailer.Signatures...)
+		}
+		if _, err := verification(a, d).Verify(t.Context(), entry); err != nil {
+			t.Errorf("with signatures by others: %v", err)
 		}
 	})
 }

@@ -3,14 +3,16 @@
 // after their length instead of in quotes.
 //
 //	{ } [ ]                  as in JSON; nothing stands between elements or after a name
-//	B4 B5 B6                 name of a member, after a length of 1, 2, 4 octets
-//	80 81 82                 string, likewise
-//	84 85 86                 piece of a string that another piece follows
-//	88 89 8A                 octets, likewise
-//	8C 8D 8E                 piece of octets that another piece follows
+//	B4 B5 B6 B7              name of a member, after a length of 1, 2, 4, 8 octets
+//	80 81 82 83              string, likewise
+//	84 85 86 87              piece of a string that another piece follows
+//	88 89 8A 8B              octets, likewise
+//	8C 8D 8E 8F              piece of octets that another piece follows
+//	A0 A1 A2 A3              integer of 1, 2, 4, 8 octets
+//	A8 A9 AA AB              negative integer, likewise
 //	B0 B1 B2                 true, false, null
 //
-// Numbers, the compressed forms, and JSON text between are not read. Signatures are over
+// Other numbers, the compressed forms, and JSON text between are not read. Signatures are over
 // encoded octets: what was read is never written again in their place.
 package jsonb
 
@@ -20,6 +22,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"strconv"
 	"unicode/utf8"
 
 	"github.com/mesh-agent/mesh-agent/internal/strictjson"
@@ -31,6 +34,8 @@ const (
 	codeStringPiece = 0x84
 	codeBinary      = 0x88
 	codeBinaryPiece = 0x8c
+	codeInteger     = 0xa0
+	codeNegative    = 0xa8
 	codeTrue        = 0xb0
 	codeFalse       = 0xb1
 	codeNull        = 0xb2
@@ -43,7 +48,7 @@ const maxDepth = 32
 // Object is an object; its members keep their order.
 type Object []Member
 
-// Member is a member of an object. Value is Object, []any, string, []byte, bool or nil.
+// Member is a member of an object. Value is Object, []any, string, []byte, int64, bool or nil.
 type Member struct {
 	Name  string
 	Value any
@@ -112,6 +117,13 @@ func (p *parser) value(depth int) (any, error) {
 		return text(octets)
 	case codeBinary:
 		return p.pieces(c, codeBinary, codeBinaryPiece)
+	}
+	switch c &^ 3 {
+	case codeInteger:
+		return p.number(c & 3)
+	case codeNegative:
+		n, err := p.number(c & 3)
+		return -n, err
 	}
 	return nil, errors.New("unknown code")
 }
@@ -192,26 +204,32 @@ func (p *parser) pieces(c, last, piece byte) ([]byte, error) {
 	}
 }
 
-// sized reads a length of 1, 2 or 4 octets, for a class of 0, 1 or 2, and as many octets.
+// sized reads a length, as number does, and as many octets.
 func (p *parser) sized(class byte) ([]byte, error) {
-	if class > 2 {
-		return nil, errors.New("length of 8 octets")
-	}
-	size := 1 << class
-	if len(p.rest) < size {
-		return nil, errShort
-	}
-	n := 0
-	for _, c := range p.rest[:size] {
-		n = n<<8 | int(c)
-	}
-	p.rest = p.rest[size:]
-	if n < 0 || n > len(p.rest) {
+	n, err := p.number(class)
+	if err != nil || n > int64(len(p.rest)) {
 		return nil, errShort
 	}
 	out := p.rest[:n]
 	p.rest = p.rest[n:]
 	return out, nil
+}
+
+// number reads a number that is not negative, of 1, 2, 4 or 8 octets, for a class of 0, 1, 2 or 3.
+func (p *parser) number(class byte) (int64, error) {
+	size := 1 << class
+	if len(p.rest) < size {
+		return 0, errShort
+	}
+	n := uint64(0)
+	for _, c := range p.rest[:size] {
+		n = n<<8 | uint64(c)
+	}
+	p.rest = p.rest[size:]
+	if n > math.MaxInt64 {
+		return 0, errors.New("number is too large")
+	}
+	return int64(n), nil
 }
 
 // JSON writes a value as JSON text, with octets as base64url, for decoding with strictjson.
@@ -256,6 +274,8 @@ func appendJSON(out []byte, v any) ([]byte, error) {
 		out = append(out, '"')
 		out = base64.RawURLEncoding.AppendEncode(out, v)
 		return append(out, '"'), nil
+	case int64:
+		return strconv.AppendInt(out, v, 10), nil
 	case string, bool, nil:
 		text, err := strictjson.Marshal(v)
 		return append(out, text...), err
@@ -288,6 +308,11 @@ func Append(out []byte, v any) ([]byte, error) {
 		return AppendBinary(out, v), nil
 	case string:
 		return AppendString(out, v), nil
+	case int64:
+		if v < 0 {
+			return appendNumber(out, codeNegative, uint64(-v)), nil
+		}
+		return appendNumber(out, codeInteger, uint64(v)), nil
 	case bool:
 		if v {
 			return append(out, codeTrue), nil
@@ -306,13 +331,17 @@ func AppendString(out []byte, s string) []byte { return appendSized(out, codeStr
 func AppendBinary(out, octets []byte) []byte { return appendSized(out, codeBinary, octets) }
 
 func appendSized(out []byte, code byte, octets []byte) []byte {
-	switch n := len(octets); {
+	return append(appendNumber(out, code, uint64(len(octets))), octets...)
+}
+
+func appendNumber(out []byte, code byte, n uint64) []byte {
+	switch {
 	case n <= math.MaxUint8:
-		out = append(out, code, byte(n))
+		return append(out, code, byte(n))
 	case n <= math.MaxUint16:
-		out = binary.BigEndian.AppendUint16(append(out, code+1), uint16(n))
-	default:
-		out = binary.BigEndian.AppendUint32(append(out, code+2), uint32(n))
+		return binary.BigEndian.AppendUint16(append(out, code+1), uint16(n))
+	case n <= math.MaxUint32:
+		return binary.BigEndian.AppendUint32(append(out, code+2), uint32(n))
 	}
-	return append(out, octets...)
+	return binary.BigEndian.AppendUint64(append(out, code+3), n)
 }

@@ -2,6 +2,7 @@ package jsonb_test
 
 import (
 	"bytes"
+	"math"
 	"reflect"
 	"strings"
 	"testing"
@@ -22,6 +23,8 @@ var samples = []struct {
 	{"constants", "[\xb0\xb1\xb2]", []any{true, false, nil}, `[true,false,null]`},
 	{"member", "{\xb4\x01a\x80\x01b\xb4\x01c{}}", jsonb.Object{{"a", "b"}, {"c", jsonb.Object{}}}, `{"a":"b","c":{}}`},
 	{"quotes", "\x80\x03\"\\\n", "\"\\\n", `"\"\\\n"`},
+	{"integers", "[\xa0\x00\xa0\xff\xa1\x01\x00\xa8\x01\xaa\x00\x01\x00\x00\xa3\x7f\xff\xff\xff\xff\xff\xff\xff]",
+		[]any{int64(0), int64(255), int64(256), int64(-1), int64(-65536), int64(math.MaxInt64)}, `[0,255,256,-1,-65536,9223372036854775807]`},
 	{"long string", "\x81\x01\x00" + strings.Repeat("x", 256), strings.Repeat("x", 256), `"` + strings.Repeat("x", 256) + `"`},
 }
 
@@ -46,12 +49,17 @@ func TestValues(t *testing.T) {
 func TestOtherForms(t *testing.T) {
 	t.Parallel()
 	for octets, want := range map[string]any{
-		"\x81\x00\x02hi":                               "hi",
-		"\x82\x00\x00\x00\x02hi":                       "hi",
-		"\x84\x01h\x80\x01i":                           "hi",
-		"\x84\x01\xc3\x80\x01\xa4":                     "ä", // cut inside a character
-		"\x8c\x01\x01\x8d\x00\x01\x02\x88\x00":         []byte{1, 2},
-		"{\xb5\x00\x01a\xb0\xb6\x00\x00\x00\x01b\xb1}": jsonb.Object{{"a", true}, {"b", false}},
+		"\x81\x00\x02hi":                        "hi",
+		"\x82\x00\x00\x00\x02hi":                "hi",
+		"\x84\x01h\x80\x01i":                    "hi",
+		"\x84\x01\xc3\x80\x01\xa4":              "ä", // cut inside a character
+		"\x8c\x01\x01\x8d\x00\x01\x02\x88\x00":  []byte{1, 2},
+		"\x83\x00\x00\x00\x00\x00\x00\x00\x01a": "a",
+		"\x8f\x00\x00\x00\x00\x00\x00\x00\x01a\x8b\x00\x00\x00\x00\x00\x00\x00\x00": []byte("a"),
+		"\xa3\x00\x00\x00\x00\x00\x00\x00\x05":                                      int64(5),
+		"\xa8\x00":                                                                  int64(0),
+		"{\xb7\x00\x00\x00\x00\x00\x00\x00\x01a\xb2}":                               jsonb.Object{{"a", nil}},
+		"{\xb5\x00\x01a\xb0\xb6\x00\x00\x00\x01b\xb1}":                              jsonb.Object{{"a", true}, {"b", false}},
 	} {
 		v, err := jsonb.Parse([]byte(octets))
 		if err != nil || !reflect.DeepEqual(v, want) {
@@ -78,13 +86,17 @@ func TestRefuses(t *testing.T) {
 		"short string":           "\x80\x03ab",
 		"short length":           "\x81\x01",
 		"huge length":            "\x82\xff\xff\xff\xffa",
-		"length of 8 octets":     "\x83\x00\x00\x00\x00\x00\x00\x00\x01a",
+		"long length":            "\x83\x00\x00\x00\x01\x00\x00\x00\x01a",
+		"length beyond all":      "\x83\xff\xff\xff\xff\xff\xff\xff\xffa",
+		"integer beyond all":     "\xa3\x80\x00\x00\x00\x00\x00\x00\x00",
+		"short integer":          "\xa1\x01",
 		"not UTF-8":              "\x80\x01\xff",
 		"name not UTF-8":         "{\xb4\x01\xff\xb0}",
 		"open pieces":            "\x84\x01a",
 		"mixed pieces":           "\x84\x01a\x88\x01b",
 		"piece and value":        "\x84\x01a\xb0",
-		"integer":                "\xa0\x01",
+		"large integer":          "\xa5\x01",
+		"real number":            "\x92\x00\x00\x00\x00\x00\x00\x00\x00",
 		"name outside":           "\xb4\x01a",
 		"unknown code":           "\xff",
 		"too deep":               strings.Repeat("[", 40) + strings.Repeat("]", 40),
@@ -93,11 +105,11 @@ func TestRefuses(t *testing.T) {
 			t.Errorf("%s: %#v", name, v)
 		}
 	}
-	if _, err := jsonb.Append(nil, []any{1}); err == nil {
-		t.Error("a number is written")
+	if _, err := jsonb.Append(nil, []any{1.5}); err == nil {
+		t.Error("a real number is written")
 	}
-	if _, err := jsonb.JSON(jsonb.Object{{"a", []any{1}}}); err == nil {
-		t.Error("a number is written as JSON")
+	if _, err := jsonb.JSON(jsonb.Object{{"a", []any{1.5}}}); err == nil {
+		t.Error("a real number is written as JSON")
 	}
 }
 
