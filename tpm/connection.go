@@ -168,6 +168,9 @@ var errStale = errors.New("connection or loaded keys lost")
 // errFull says that other users of the TPM have taken its room.
 var errFull = fmt.Errorf("%w: no room in the TPM, other programs have left objects or sessions in it", token.ErrAbsent)
 
+// errNVFull says that the TPM's own memory is full.
+var errNVFull = fmt.Errorf("%w: no room in the NV memory of the TPM, other programs have their indexes in it", token.ErrAbsent)
+
 // lost reports whether the connection is of no more use.
 func lost(err error) bool {
 	var link *linkError
@@ -213,6 +216,8 @@ func vocabulary(rc tpm2.TPMRC) error {
 	case rc.Is(tpm2.TPMRCObjectMemory), rc.Is(tpm2.TPMRCSessionMemory), rc.Is(tpm2.TPMRCObjectHandles),
 		rc.Is(tpm2.TPMRCSessionHandles), rc.Is(tpm2.TPMRCContextGap):
 		return errFull
+	case rc.Is(tpm2.TPMRCNVSpace):
+		return errNVFull
 	case rc.IsWarning(), rc.Is(tpm2.TPMRCFailure), rc.Is(tpm2.TPMRCInitialize):
 		return token.ErrAbsent // busy, out of memory, failed: it does not answer
 	}

@@ -161,3 +161,47 @@ func TestCounterRefused(t *testing.T) {
 		t.Errorf("no state folder: %v, want ErrUnsupported", err)
 	}
 }
+
+// TestCounterNoRoom has other programs take all memory of the TPM: an increment says so, and there is one when there is room.
+func TestCounterNoRoom(t *testing.T) {
+	t.Parallel()
+	tok := open(t, Options{Device: tpmtest.Start(t).Device(), StateDir: t.TempDir()})
+	last, err := do(t.Context(), tok, "fill", func(d *device) (last nvCounter, err error) {
+		// A TPM keeps some memory for counters.
+		for kind, area := range []tpm2.TPMSNVPublic{{
+			NameAlg: tpm2.TPMAlgSHA256, DataSize: 2048, Attributes: tpm2.TPMANV{OwnerRead: true, OwnerWrite: true},
+		}, counterArea(0)} {
+			for n := 0; err == nil; n++ {
+				area.NVIndex = tpm2.TPMHandle(ownerIndexes + kind<<16 + n)
+				_, err = run(d, tpm2.NVDefineSpace{
+					AuthHandle: d.auth(tpm2.NamedHandle{Handle: tpm2.TPMRHOwner, Name: tpm2.HandleName(tpm2.TPMRHOwner)}, nil, clearly),
+					PublicInfo: tpm2.New2B(area),
+				})
+			}
+			if !errors.Is(err, tpm2.TPMRCNVSpace) {
+				return last, err
+			}
+			err = nil
+			last.Handle = area.NVIndex - 1
+		}
+		return d.findCounter(last.Handle)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tok.IncrementCounter(t.Context()); !errors.Is(err, errNVFull) {
+		t.Errorf("IncrementCounter without room: %v, want errNVFull", err)
+	}
+	_, err = do(t.Context(), tok, "make room", func(d *device) (struct{}, error) {
+		_, err := run(d, tpm2.NVUndefineSpace{
+			AuthHandle: d.auth(tpm2.NamedHandle{Handle: tpm2.TPMRHOwner, Name: tpm2.HandleName(tpm2.TPMRHOwner)}, nil, clearly), NVIndex: last.NamedHandle,
+		})
+		return struct{}{}, err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n, err := tok.IncrementCounter(t.Context()); err != nil {
+		t.Errorf("IncrementCounter with room: %d, %v", n, err)
+	}
+}

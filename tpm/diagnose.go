@@ -168,6 +168,8 @@ func explainFailure(device string, err error) token.Finding {
 	case errors.Is(err, syscall.EBUSY):
 		f.Text = fmt.Sprintf("another program has %s", device)
 		f.Mend = "use the resource manager, " + DefaultDevice
+	case errors.Is(err, errNVFull):
+		f.Mend = "undefine an index that nobody needs: tpm2_getcap handles-nv-index, tpm2_nvundefine"
 	case errors.Is(err, errFull):
 		f.Mend = "end the program that holds them, or flush them: tpm2_flushcontext --transient-object --loaded-session"
 	case errors.As(err, &locked):

@@ -475,6 +475,7 @@ func TestExplainFailure(t *testing.T) {
 		"this user may not open /dev/null (-rw-rw-rw-, group root)": &os.PathError{Op: "open", Path: "/dev/null", Err: os.ErrPermission},
 		"mode 0777": fmt.Errorf("%w: mode 0777: %w", errState, os.ErrPermission),
 		"no room":   errFull,
+		"NV memory": errNVFull,
 		"locked":    &token.LockoutError{RetryAfter: time.Second},
 	} {
 		f := explainFailure("/dev/null", err)
