@@ -355,7 +355,7 @@ func (a *AccountActivation) check(activationKey string, g mesh.Generation) (err 
 		if k.key == nil {
 			continue
 		}
-		if err := checkPrivate(k.key, g); err != nil {
+		if err := errors.Join(expandSeed(k.key, g), checkPrivate(k.key, g)); err != nil {
 			return fmt.Errorf("%.64q: %w", k.name, err)
 		}
 	}
@@ -365,6 +365,31 @@ func (a *AccountActivation) check(activationKey string, g mesh.Generation) (err 
 // isWord reports whether a name is one word of at most 64 ASCII characters, which may stand in lists and on terminals.
 func isWord(name string) bool {
 	return name != "" && len(name) <= 64 && !strings.ContainsFunc(name, func(r rune) bool { return r <= ' ' || r > '~' })
+}
+
+// expandSeed puts a private key in the place of a seed that says of which algorithm it is. Seeds of many keys stay.
+func expandSeed(k *mesh.KeyData, g mesh.Generation) error {
+	if k.PrivateParameters == nil || k.PrivateParameters.PrivateKeyUDF == nil {
+		return nil
+	}
+	seed, err := k.PrivateParameters.Seed()
+	if err != nil {
+		return err
+	}
+	defer seed.Wipe()
+	if _, fixed := seed.ID().Algorithm(); !fixed {
+		return nil
+	}
+	key, err := seed.Derive(mesh.Derivation{Generation: g})
+	if err != nil {
+		return err
+	}
+	defer key.Wipe()
+	made, err := mesh.NewPrivateKeyData(key, g)
+	if err == nil {
+		k.PrivateParameters = made.PrivateParameters
+	}
+	return err
 }
 
 // checkPrivate checks a KeyData that holds a private key: public part and Udf are those of

@@ -91,7 +91,7 @@ func ParseApplicationActivation(plaintext []byte, g mesh.Generation) (*Applicati
 		k := new(mesh.KeyData)
 		a.Keys[name] = k
 		if err = decode(body, k); err == nil {
-			err = checkPrivate(k, g)
+			err = errors.Join(expandSeed(k, g), checkPrivate(k, g))
 		}
 		clear(body)
 		if err != nil {

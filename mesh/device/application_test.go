@@ -2,6 +2,7 @@ package device
 
 import (
 	"crypto/rand"
+	"errors"
 	"testing"
 
 	"github.com/mesh-agent/mesh-agent/mesh"
@@ -117,5 +118,54 @@ func TestGrantApplications(t *testing.T) {
 		wantErr(t, "public key", err, ErrActivation)
 		one.Wipe()
 		sameHex(t, "wiped", one.Keys["ClientKey"].PrivateParameters.PrivateKeyRSA.D, make([]byte, len(one.Keys["ClientKey"].PrivateParameters.PrivateKeyRSA.D)))
+	})
+}
+
+// TestKeysGivenAsSeeds has activations with seeds for keys: one that says of which algorithm it is is a key, whose name and public part
+// must fit; one of many keys stays what it is.
+func TestKeysGivenAsSeeds(t *testing.T) {
+	t.Parallel()
+	generations(t, func(t *testing.T, g mesh.Generation) {
+		for _, id := range []mesh.SeedID{1, 2, 3, 4, 5} {
+			seed := must(mesh.GenerateSeed(rand.Reader, id))
+			pub := must(mesh.PublicOf(must(seed.Derive(mesh.Derivation{Generation: g}))))
+			k := must(mesh.NewKeyData(pub, g))
+			k.PrivateParameters = &mesh.PrivateParameters{PrivateKeyUDF: &mesh.PrivateKeyUDF{PrivateValue: seed.Text()}}
+			for name, parse := range map[string]func() (*mesh.KeyData, error){
+				"account": func() (*mesh.KeyData, error) {
+					a, err := ParseAccountActivation(must((&AccountActivation{Encryption: k}).marshal()), g)
+					if err != nil {
+						return nil, err
+					}
+					return a.Encryption, nil
+				},
+				"application": func() (*mesh.KeyData, error) {
+					grant := ApplicationGrant{Kind: "Group", Keys: map[string]*mesh.KeyData{"AccountEncryption": k}}
+					a, err := ParseApplicationActivation(must(grant.Marshal()), g)
+					if err != nil {
+						return nil, err
+					}
+					return a.Keys["AccountEncryption"], nil
+				},
+			} {
+				k.Udf = must(mesh.Fingerprint(pub, g))
+				if got, err := parse(); err != nil || !must(mesh.PublicOf(must(got.PrivateParameters.PrivateKey()))).Equal(pub) {
+					t.Errorf("%s, seed of %d: %v", name, id, err)
+				}
+				k.Udf = must(mesh.Fingerprint(newAccount(t, g).profile.Encryption, g))
+				if _, err := parse(); !errors.Is(err, token.ErrBadKey) {
+					t.Errorf("%s, seed of %d under another name: %v", name, id, err)
+				}
+			}
+		}
+		many := must(mesh.GenerateSeed(rand.Reader, mesh.SeedProfileAccount))
+		k := &mesh.KeyData{PrivateParameters: &mesh.PrivateParameters{PrivateKeyUDF: &mesh.PrivateKeyUDF{PrivateValue: many.Text()}}}
+		a := must(ParseAccountActivation(must((&AccountActivation{Encryption: k}).marshal()), g))
+		if _, err := a.Encryption.PrivateParameters.PrivateKey(); err == nil {
+			t.Error("a seed of many keys is one key")
+		}
+		k.PrivateParameters.PrivateKeyUDF.PrivateValue = "ZAAA"
+		_, err := ParseAccountActivation(must((&AccountActivation{Encryption: k}).marshal()), g)
+		wantErr(t, "no seed", err, token.ErrBadKey)
 	})
 }
