@@ -84,10 +84,16 @@ type sockets struct{ mesh, ssh string }
 // serve runs the agent until the test ends.
 func serve(t testing.TB, a *Agent) sockets {
 	t.Helper()
+	return newServer(a).run(t)
+}
+
+// run serves until the test ends.
+func (srv *server) run(t testing.TB) sockets {
+	t.Helper()
 	s, listeners := listen(t)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() { done <- a.Serve(ctx, listeners[0], listeners[1]) }()
+	go func() { done <- srv.serve(ctx, listeners[0], listeners[1]) }()
 	t.Cleanup(func() {
 		cancel()
 		if err := <-done; err != nil {

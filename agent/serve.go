@@ -40,11 +40,20 @@ type server struct {
 // may be nil. Serve closes them. A permanent error of a listener ends
 // everything and is returned; when the system is short of descriptors or memory, Serve waits and goes on.
 func (a *Agent) Serve(ctx context.Context, meshListener, sshListener net.Listener) error {
+	return newServer(a).serve(ctx, meshListener, sshListener)
+}
+
+func newServer(a *Agent) *server {
+	return &server{Agent: a, conns: make(map[*conn]struct{}), hangups: newHangups()}
+}
+
+// serve is Serve.
+func (s *server) serve(ctx context.Context, meshListener, sshListener net.Listener) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	work, stopWork := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopWork()
-	s := &server{Agent: a, work: work, conns: make(map[*conn]struct{}), hangups: newHangups()}
+	s.work = work
 
 	var accepting sync.WaitGroup
 	var errs [2]error

@@ -100,12 +100,14 @@ func TestBrokenFramesEndTheConnection(t *testing.T) {
 
 func TestConnectionLimit(t *testing.T) {
 	t.Parallel()
-	s := serve(t, newAgent(t, Limits{Connections: 2}, newFake("t")))
+	srv := newServer(newAgent(t, Limits{Connections: 2}, newFake("t")))
+	s := srv.run(t)
 	var held []net.Conn
-	for range 2 {
+	for n := range 2 {
 		c := dial(t, s.mesh)
 		send(t, c, listMessage)
 		receive(t, c)
+		srv.settle(n + 1)
 		held = append(held, c)
 	}
 	third := dial(t, s.ssh)
@@ -116,11 +118,29 @@ func TestConnectionLimit(t *testing.T) {
 	}
 	send(t, held[1], listMessage) // the other does not suffer
 	receive(t, held[1])
+	srv.settle(2)
 	third.Close()
 	held[1].Close()
 	c := dial(t, s.mesh)
 	send(t, c, listMessage)
 	receive(t, c)
+}
+
+// settle waits until there are n connections and all of them idle, which the agent notes after it has answered.
+func (s *server) settle(n int) {
+	for idle := -1; idle != n; runtime.Gosched() {
+		s.mu.Lock()
+		idle = 0
+		for c := range s.conns {
+			if _, ok := c.idleSince(); ok {
+				idle++
+			}
+		}
+		if len(s.conns) != n {
+			idle = -1
+		}
+		s.mu.Unlock()
+	}
 }
 
 // TestConnectionLimitSparesWork has each connection but one at work: one waits for a token, one has sent half a frame, one has
@@ -133,12 +153,14 @@ func TestConnectionLimitSparesWork(t *testing.T) {
 	a.log = slog.New(slog.NewTextHandler(&log, nil))
 	key := generate(t, a, "t", token.Ed25519, token.UseSign)
 	hold := fake.Hold(tokentest.OpSign)
-	s := serve(t, a)
+	srv := newServer(a)
+	s := srv.run(t)
 	half, ahead, busy, idle := dial(t, s.mesh), dial(t, s.mesh), dial(t, s.mesh), dial(t, s.mesh)
 	for _, c := range []net.Conn{half, ahead, busy, idle} { // in this order, so that the idle one is the youngest
 		send(t, c, listMessage)
 		receive(t, c)
 	}
+	srv.settle(4)
 	request := frameOf(listMessage)
 	if _, err := half.Write(append(slices.Clone(request), request[:3]...)); err != nil { // the answer tells that the rest is there
 		t.Fatal(err)
