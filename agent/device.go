@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/mesh-agent/mesh-agent/internal/devicestate"
@@ -441,10 +442,21 @@ func (r *request) describe(id *identity) (any, error) {
 	return mesh.DeviceResponse{Reply: accepted, Device: info}, nil
 }
 
+// maxSuperseded is the number of keys of earlier connections that the description of a connection has. The list of keys
+// has all of them.
+const maxSuperseded = 64
+
 // deviceAccount describes a connection, which is of the device's own generation.
 func (r *request) deviceAccount(id *identity, m *devicestate.Membership) mesh.DeviceAccount {
+	earlier := 0
+	keys := slices.DeleteFunc(slices.Clone(m.Keys), func(k devicestate.Key) bool { // the newest come first
+		if strings.HasPrefix(k.Name, superseded) {
+			earlier++
+		}
+		return earlier > maxSuperseded && strings.HasPrefix(k.Name, superseded)
+	})
 	return mesh.DeviceAccount{
-		AccountName: mesh.AccountName{Udf: m.Udf, Address: m.Address}, Generation: id.Generation, Roles: m.Roles, Keys: r.namedKeys(m.Keys),
+		AccountName: mesh.AccountName{Udf: m.Udf, Address: m.Address}, Generation: id.Generation, Roles: m.Roles, Keys: r.namedKeys(keys),
 		Profile: m.ProfileUser, ConnectionDevice: m.ConnectionDevice, ConnectionService: m.ConnectionService,
 	}
 }

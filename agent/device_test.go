@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"crypto/rsa"
 	"encoding/base64"
+	"fmt"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -792,5 +793,49 @@ func TestAnswersAreBound(t *testing.T) {
 		if ask(t, a, mesh.TagDeviceActivateRequest, req, mesh.TagDeviceActivateResponse, &r); r.Status != mesh.StatusOK {
 			t.Errorf("unsolicited %t: %d %s", req.Unsolicited, r.Status, r.StatusDescription)
 		}
+	}
+}
+
+// TestManyEarlierConnections describes a device that was connected again and again: all keys of before would not fit into a frame.
+func TestManyEarlierConnections(t *testing.T) {
+	t.Parallel()
+	a := newDeviceAgent(t)
+	d := initDevice(t, a, mesh.DeviceInitRequest{})
+	x := newTestAccount(t, mesh.G1)
+	approve(t, a, x.Account.Name())
+	if r := activate(t, a, x.connect(t, d)); r.Status != mesh.StatusOK {
+		t.Fatal(r.StatusDescription)
+	}
+	record, err := a.config.Device.Device()
+	if err != nil {
+		t.Fatal(err)
+	}
+	keys := &record.Accounts[0].Keys
+	current := len(*keys)
+	for i := range 5000 {
+		*keys = append(*keys, devicestate.Key{Name: superseded + "DeviceEncryption", Udf: fmt.Sprintf("MAAA-AAAA-AAAA-AAAA-AAAA-AAAA-%04d", i)})
+	}
+	change, err := a.config.Device.PutDevice(record)
+	if err == nil {
+		err = change.Do()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	var r mesh.DeviceResponse
+	ask(t, a, mesh.TagDeviceShowRequest, mesh.DeviceShowRequest{}, mesh.TagDeviceShowResponse, &r)
+	if r.Status != mesh.StatusOK || len(r.Device.Accounts) != 1 {
+		t.Fatalf("device: %d %s", r.Status, r.StatusDescription)
+	}
+	shown := r.Device.Accounts[0].Keys
+	if len(shown) != current+maxSuperseded || !strings.HasSuffix(shown[len(shown)-1].Udf, "-0063") {
+		t.Errorf("%d keys, want %d and the newest of before", len(shown), current+maxSuperseded)
+	}
+	// Another connection works, and keeps all of them.
+	if r := activate(t, a, x.connect(t, d), func(req *mesh.DeviceActivateRequest) { req.Confirm = true }); r.Status != mesh.StatusOK {
+		t.Fatalf("another connection: %d %s", r.Status, r.StatusDescription)
+	}
+	if record, err = a.config.Device.Device(); err != nil || len(record.Accounts[0].Keys) != current+5001 {
+		t.Errorf("%d keys are kept, %v", len(record.Accounts[0].Keys), err)
 	}
 }
