@@ -7,7 +7,6 @@ import (
 	"slices"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/mesh-agent/mesh-agent/piv/internal/applet"
 	"github.com/mesh-agent/mesh-agent/piv/pivtest"
@@ -100,28 +99,51 @@ func TestAbandonedChange(t *testing.T) {
 	}
 }
 
+// alone returns a worker for the card, without a token's goroutines: nothing happens between its requests.
+func (b *bench) alone(t *testing.T) *worker {
+	o := Options{Serial: b.card.Serial(), Socket: b.daemon.Socket}
+	w := newWorker(describe(o.withDefaults(), func() {}), t.Context())
+	t.Cleanup(w.leave)
+	return w
+}
+
+func (w *worker) unlock(t *testing.T) {
+	t.Helper()
+	err := w.serve(&request{ctx: t.Context(), timeout: patience, run: func(ctx context.Context, s *session) error {
+		err := s.present(ctx, []byte(testPIN), keepLast)
+		s.worker.pin.keep([]byte(testPIN))
+		return err
+	}})
+	w.end()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestRestartForgetsPIN has pcscd restart between two requests, with everything as before: the card had no power meanwhile, and may have been
+// anywhere. It does not take the watcher to notice that.
+func TestRestartForgetsPIN(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, pivtest.Config{}, Options{})
+	w := b.alone(t)
+	w.unlock(t)
+	b.daemon.Stop()
+	b.daemon.Start()
+	if err := w.serve(&request{ctx: t.Context(), timeout: patience}); err != nil || w.pin.cached != nil {
+		t.Errorf("look: %v; the PIN is kept: %t", err, w.pin.cached != nil)
+	}
+	w.end()
+}
+
 // TestLateLoss has the worker hear late that the card had gone, when it is back and unlocked again: it stays unlocked.
 func TestLateLoss(t *testing.T) {
 	t.Parallel()
 	b := newBench(t, pivtest.Config{}, Options{})
-	w := newWorker(describe(Options{Serial: b.card.Serial(), Socket: b.daemon.Socket}.withDefaults(), func() {}), t.Context())
-	defer w.leave()
-	unlock := func() {
-		t.Helper()
-		err := w.serve(&request{ctx: t.Context(), timeout: time.Minute, run: func(ctx context.Context, s *session) error {
-			err := s.present(ctx, []byte(testPIN), keepLast)
-			s.worker.pin.keep([]byte(testPIN))
-			return err
-		}})
-		w.end()
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-	unlock()
+	w := b.alone(t)
+	w.unlock(t)
 	w.release()
 	w.token.lost()
-	unlock()
+	w.unlock(t)
 	<-w.token.gone
 	if w.lost(); w.pin.cached == nil {
 		t.Error("the PIN is forgotten")
