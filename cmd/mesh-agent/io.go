@@ -11,7 +11,6 @@ import (
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/term"
 
 	"github.com/mesh-agent/mesh-agent/internal/strictjson"
 	"github.com/mesh-agent/mesh-agent/mesh"
@@ -99,12 +98,6 @@ func (a *app) say(format string, args ...any) {
 	fmt.Fprintln(a.stderr, oneLine(fmt.Sprintf(format, args...)))
 }
 
-// terminal returns standard input if a person sits there.
-func (a *app) terminal() (*os.File, bool) {
-	f, ok := a.stdin.(*os.File)
-	return f, ok && term.IsTerminal(int(f.Fd()))
-}
-
 // secret asks for a secret on the terminal without echo, or takes the first line of
 // standard input where that is no terminal. The caller wipes it.
 func (a *app) secret(ctx context.Context, prompt string) ([]byte, error) {
@@ -137,34 +130,4 @@ func (a *app) pinIf(ctx context.Context, ask bool, files []string) ([]byte, erro
 		return nil, usageError{errors.New("--pin is read from standard input, so that the message must be in a file")}
 	}
 	return a.secret(ctx, "PIN")
-}
-
-// ask reads a secret from a terminal without echo. An interrupt restores the terminal.
-func (a *app) ask(ctx context.Context, tty *os.File, prompt string) ([]byte, error) {
-	fd := int(tty.Fd())
-	before, err := term.GetState(fd)
-	if err != nil {
-		return nil, fmt.Errorf("read terminal: %w", err)
-	}
-	fmt.Fprintf(a.stderr, "%s: ", prompt)
-	type answer struct {
-		text []byte
-		err  error
-	}
-	answers := make(chan answer, 1)
-	go func() { // outlives an interrupt, with which the program ends
-		text, err := term.ReadPassword(fd)
-		answers <- answer{text, err}
-	}()
-	select {
-	case got := <-answers:
-		fmt.Fprintln(a.stderr)
-		if got.err != nil {
-			return nil, fmt.Errorf("read terminal: %w", got.err)
-		}
-		return got.text, nil
-	case <-ctx.Done():
-		fmt.Fprintln(a.stderr)
-		return nil, errors.Join(ctx.Err(), term.Restore(fd, before))
-	}
 }
