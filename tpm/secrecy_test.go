@@ -102,6 +102,7 @@ func TestSecrecy(t *testing.T) {
 	secrets["agreement"] = point[1:]
 	secrets["imported scalar"] = importScalar(t, tok)
 	secrets["plaintext"] = decryptRSA(t, tok)
+	secrets["adopted key's own PIN"] = adoptSecret(t, tok)
 	sealEverything(t, tok, tap, secrets)
 
 	if !bytes.Contains(tap.seen, tpm2.Marshal(tpm2.TPM2BDigest{Buffer: tok.pin.object.area})) {
@@ -134,6 +135,31 @@ func importScalar(t *testing.T, tok *Token) []byte {
 	open.Imported = true
 	sign(t, openKey(t, tok, open))
 	return scalar.Bytes()
+}
+
+// adoptSecret adopts a key that has a PIN of its own.
+func adoptSecret(t *testing.T, tok *Token) []byte {
+	t.Helper()
+	value := []byte("the PIN of this key alone")
+	file, err := do(t.Context(), tok, "create", func(d *device) ([]byte, error) {
+		template, err := keyTemplate(token.P256, purposeSign, true, nil)
+		if err != nil {
+			return nil, err
+		}
+		o, err := d.create(template, value, nil)
+		if err != nil {
+			return nil, err
+		}
+		if err := o.parseArea(); err != nil {
+			return nil, err
+		}
+		return o.pem()
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	sign(t, openKey(t, tok, adopt(t, tok, token.AdoptRequest{File: file, Use: token.UseSign, Auth: token.Auth{PIN: value}})))
+	return value
 }
 
 func decryptRSA(t *testing.T, tok *Token) []byte {
