@@ -233,20 +233,23 @@ type attempt struct {
 }
 
 // attempts pairs keys with the recipient entries they could open, those first that
-// name the key.
+// name the key. Those that name it and are for a key of another kind come last: the agent says what is wrong.
 func attempts(recipients []mesh.Recipient, keys []mesh.KeyInfo) []attempt {
-	var named, others []attempt
+	var named, others, hopeless []attempt
 	for _, k := range keys {
 		for _, r := range recipients {
-			switch {
-			case names(r, k):
+			point := r.EphemeralKey.PublicKeyECDH
+			switch fits := point != nil && point.Curve == k.Algorithm; {
+			case fits && names(r, k):
 				named = append(named, attempt{k, r})
-			case r.EphemeralKey.PublicKeyECDH != nil && r.EphemeralKey.PublicKeyECDH.Curve == k.Algorithm:
+			case fits:
 				others = append(others, attempt{k, r})
+			case names(r, k):
+				hopeless = append(hopeless, attempt{k, r})
 			}
 		}
 	}
-	return append(named, others...)
+	return slices.Concat(named, others, hopeless)
 }
 
 // firstOpened asks the agent until an attempt succeeds. If none does, it returns the
