@@ -39,7 +39,7 @@ func (f *attestingFake) Attest(_ context.Context, req token.AttestRequest) (toke
 	return e, f.err
 }
 
-func challengeDocument(t *testing.T) (*attest.Challenge, string) {
+func challengeDocument(t testing.TB) (*attest.Challenge, string) {
 	t.Helper()
 	c, _, err := attest.NewChallenge(nil, attest.ChallengeOptions{Validity: time.Hour})
 	if err != nil {
