@@ -299,7 +299,7 @@ func newAccountPINCommand(a *app) *cobra.Command {
 		Use:   "pin [ACCOUNT]",
 		Short: "Make a PIN for connecting one device",
 		Long: `Prints a PIN with which one device may prove, once, that its request is the one that you
-expect. Carry it to the device by a way that others cannot read.`,
+expect (--json: an object {"PIN":"..."}). Carry it to the device by a way that others cannot read.`,
 		Args: args(cobra.MaximumNArgs(1)),
 		RunE: func(c *cobra.Command, names []string) error {
 			req.Account = optional(names)
@@ -309,7 +309,12 @@ expect. Carry it to the device by a way that others cannot read.`,
 			}
 			defer made.Wipe()
 			a.say("for account %s %s, which the device approves by this name", made.Account.Udf, made.Account.Address)
-			return a.print(append(made.PIN, '\n'))
+			out := append(made.PIN, '\n')
+			if a.json {
+				out = fmt.Appendf(nil, `{"PIN":"%s"}`+"\n", made.PIN)
+			}
+			defer clear(out)
+			return a.print(out)
 		},
 	}
 	c.Flags().IntVar(&req.Hours, "hours", 24, "how many `hours` it is good")

@@ -118,7 +118,7 @@ func newVerifyCommand(a *app) *cobra.Command {
 		Use:   "verify [--signer FILE]... [FILE]",
 		Short: "Verify the signatures of a DARE envelope",
 		Long: `Verifies the signatures of the DARE envelope in FILE or standard input, over the exact
-octets of its body, and prints who signed. A signer is a file with a public KeyData, an account's
+octets of its body, and prints who signed (--json: an object {"SignedBy":["..."]}). A signer is a file with a public KeyData, an account's
 profile, a device's profile or its connection, or the UDF of a key of the agent. Without
 --signer the keys in the envelope itself are taken: then the signature shows only that nothing
 was changed since, and who signed is a claim, which is said.
@@ -127,6 +127,9 @@ With --body the body is written if the signature is good. An encrypted body is n
 --signer" does both.`,
 		Args: args(cobra.MaximumNArgs(1)),
 		RunE: func(c *cobra.Command, files []string) error {
+			if body && a.json {
+				return usageError{errors.New("--body and --json exclude each other")}
+			}
 			data, err := a.read(optional(files), maxDocument)
 			if err != nil {
 				return err
@@ -162,15 +165,18 @@ With --body the body is written if the signature is good. An encrypted body is n
 
 // printSigners prints the UDFs of who signed.
 func (a *app) printSigners(by []mesh.SignedBy) error {
-	var out strings.Builder
+	var udfs []string
 	for _, s := range by {
 		udf, err := mesh.Fingerprint(s.Key, s.Generation)
 		if err != nil {
 			return err
 		}
-		fmt.Fprintln(&out, udf)
+		udfs = append(udfs, udf)
 	}
-	return a.print([]byte(out.String()))
+	if a.json {
+		return a.printJSON(struct{ SignedBy []string }{udfs})
+	}
+	return a.print([]byte(strings.Join(udfs, "\n") + "\n"))
 }
 
 // signerKeys returns the keys of signers that are named by files or UDFs.

@@ -195,6 +195,9 @@ Keys in software, sealed keys and keys with a PIN have none.`,
 			if format != "tss2" {
 				return usageError{fmt.Errorf("--format %q is not tss2", format)}
 			}
+			if a.json {
+				return usageError{errors.New("--json and --format tss2 exclude each other")}
+			}
 			return a.with(c.Context(), func(conn *client.Client) error {
 				file, err := conn.KeyExport(c.Context(), mesh.KeyExportRequest{KeyId: ids[0], Format: format})
 				if err != nil {

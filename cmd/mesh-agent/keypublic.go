@@ -7,6 +7,7 @@ import (
 	"encoding/asn1"
 	"encoding/pem"
 	"fmt"
+	"slices"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/crypto/ssh"
@@ -31,8 +32,11 @@ applications (--format catalog), by which a key for SSH that was made on this de
 				return err
 			}
 			encode, err := publicEncoder(format, g)
-			if err != nil {
+			switch {
+			case err != nil:
 				return err
+			case a.json && slices.Contains([]string{"ssh", "pem"}, format):
+				return usageError{fmt.Errorf("--json and --format %s exclude each other", format)}
 			}
 			info, err := a.keyInfo(c.Context(), ids[0])
 			if err != nil {

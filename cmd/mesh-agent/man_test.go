@@ -126,6 +126,9 @@ func TestUsageErrors(t *testing.T) {
 		{"serve --state=", "serve: --state is empty"},
 		{"sign --key=", "sign: --key is empty"},
 		{"verify --signer=a --signer=", "verify: --signer is empty"},
+		{"verify --body --json", "verify: --body and --json exclude"},
+		{"key public --format pem --json X", "key public: --json and --format pem exclude"},
+		{"key export --json X", "key export: --json and --format tss2 exclude"},
 	} {
 		t.Run(test.args, func(t *testing.T) {
 			t.Parallel()
