@@ -25,6 +25,8 @@ type bench struct {
 	reader *pivtest.Reader
 	token  *Token
 	states states
+
+	restarted chan struct{} // closed when pcscd has restarted; nil if it does not
 }
 
 // states tells who waits that a token has another state.
