@@ -24,7 +24,7 @@ import (
 type child struct {
 	cmd     *exec.Cmd
 	started time.Time
-	conn    net.Conn
+	conn    *net.UnixConn
 	slots   chan struct{} // holds one value for each call that may be under way
 
 	mu         sync.Mutex
@@ -106,7 +106,9 @@ func newChild(o ModuleOptions) (c *child, theirs *os.File, err error) {
 		quiet: make(chan struct{}), drained: make(chan struct{}), dead: make(chan struct{}),
 	}
 	if err == nil {
-		c.conn, err = net.FileConn(ours)
+		var conn net.Conn
+		conn, err = net.FileConn(ours)
+		c.conn, _ = conn.(*net.UnixConn)
 	}
 	if err != nil {
 		theirs.Close()
@@ -382,14 +384,13 @@ func (c *child) end(reason error) {
 	c.ending.Do(func() { c.cmd.Process.Kill() })
 }
 
-// stop ends the process and waits for it. The helper ends by itself when its socket is
-// closed, but a module may hold it up.
+// stop ends the process and waits for it.
 func (c *child) stop() {
 	c.end(fmt.Errorf("%w: stopped", ErrCrashed))
 	<-c.dead
 }
 
-// retire waits until the process has nothing to do, but not longer than grace, and ends it.
+// retire waits until the process has nothing to do, has it finalize its module, and ends it, all within grace.
 func (c *child) retire(grace time.Duration) {
 	c.mu.Lock()
 	c.retiring = true
@@ -402,6 +403,12 @@ func (c *child) retire(grace time.Duration) {
 	reason := errRetired
 	select {
 	case <-c.quiet:
+		c.reason.CompareAndSwap(nil, &reason)
+		c.conn.CloseWrite()
+		select {
+		case <-timer.C:
+		case <-c.dead:
+		}
 	case <-timer.C:
 		reason = ErrHangs
 	case <-c.dead:

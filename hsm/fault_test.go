@@ -346,6 +346,30 @@ func TestClosedWhileStarting(t *testing.T) {
 	openUnlocked(t, m, fake.Setup)
 }
 
+// A module is finalized when its last token is closed, which does not wait for one that hangs.
+func TestFinalized(t *testing.T) {
+	t.Parallel()
+	fake := hsmtest.NewFake(t)
+	m := newTestModule(t, fake.Setup)
+	for n := range 2 {
+		tok, other := openUnlocked(t, m, fake.Setup), openLocked(t, m, fake.Setup)
+		wantSign(t, "before", signKeyFor(t, tok, token.P256), nil)
+		for i, tok := range []*Token{tok, other} {
+			if err := tok.Close(); err != nil {
+				t.Error(err)
+			}
+			if got := fake.Finalized(t); got != n+i {
+				t.Errorf("round %d: the module was finalized %d times, want %d", n, got, n+i)
+			}
+		}
+	}
+	tok := openLocked(t, m, fake.Setup)
+	fake.Do(t, "Finalize", "hang")
+	if err := tok.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
 // Close does not wait for a module that hangs with a PIN.
 func TestCloseDuringLogin(t *testing.T) {
 	t.Parallel()

@@ -154,7 +154,7 @@ func (m *Module) release() {
 	}
 	m.mu.Unlock()
 	if c != nil {
-		c.stop()
+		c.retire(retireGrace)
 	}
 }
 

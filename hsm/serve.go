@@ -13,11 +13,13 @@ import (
 // backend executes calls in the helper. It may be called from several goroutines at once.
 type backend interface {
 	execute(c *call) *reply
+	// finalize is called once, when nobody executes anything any more.
+	finalize() error
 }
 
 // ServeModule is the helper process: it loads the module that the agent names in its first
-// call on descriptor 3, and then executes calls on as many threads as the agent says, until the agent
-// closes the socket or ends. It does not wait for calls that a module does not finish.
+// call on descriptor 3, and then executes calls on as many threads as the agent says. When the agent sends no more it
+// finalizes the module. When the agent ends it ends at once, whatever the module does.
 func ServeModule() error {
 	conn := &socket{helperFD}
 	syscall.CloseOnExec(helperFD)
@@ -63,7 +65,15 @@ func (s *server) load(number uint64, first *call) error {
 	for range threads {
 		go func() { ended <- newServer(s.conn).serve(b) }()
 	}
-	return <-ended
+	for range threads {
+		if err := <-ended; err != nil {
+			return err
+		}
+	}
+	if err := b.finalize(); err != nil {
+		return fmt.Errorf("finalize module: %w", err)
+	}
+	return nil
 }
 
 // server is one thread of the helper. All read from one socket, which gives each packet to one of them.
@@ -77,7 +87,7 @@ func newServer(conn io.ReadWriter) *server {
 	return &server{conn: conn, in: make([]byte, maxFrame)}
 }
 
-// serve executes calls.
+// serve executes calls until there are no more.
 func (s *server) serve(b backend) error {
 	for {
 		number, c, err := s.next()

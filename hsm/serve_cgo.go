@@ -58,6 +58,14 @@ func asCode(err error) error {
 	return err
 }
 
+// finalize closes what the module has open: devices may allow few sessions, and keep those of a process that has ended.
+func (m *module) finalize() error {
+	if err := m.ctx.Finalize(); err != nil {
+		return asCode(err)
+	}
+	return nil
+}
+
 func (m *module) execute(c *call) *reply {
 	r, err := m.try(c)
 	if err != nil {

@@ -78,6 +78,8 @@ func (echo) execute(c *call) *reply {
 	return &reply{data: [][]byte{bytes.Clone(c.pin), make([]byte, c.limit)}}
 }
 
+func (echo) finalize() error { return nil }
+
 // A helper's thread answers by the number, leaves nothing behind, and does not answer what is
 // malformed or too long.
 func TestServe(t *testing.T) {

@@ -115,6 +115,9 @@ func (f Fake) Logins(t testing.TB) int { return f.noted(t, "logins") }
 // Opened returns how many sessions were opened.
 func (f Fake) Opened(t testing.TB) int { return f.noted(t, "opened") }
 
+// Finalized returns how often the module was finalized.
+func (f Fake) Finalized(t testing.TB) int { return f.noted(t, "finalized") }
+
 func (f Fake) noted(t testing.TB, name string) int {
 	t.Helper()
 	b, err := os.ReadFile(filepath.Join(f.dir, name))

@@ -13,7 +13,8 @@
 //
 // Other files: "flags" is OR-ed to the flags of every token; "serial" replaces its serial
 // number; "sessions" is how many sessions may be open; "tries" is how many wrong PINs are left, kept
-// up to date and shown in the token's flags. Each C_Login is noted in "logins" by one octet, each C_OpenSession in "opened", and each function
+// up to date and shown in the token's flags. Each C_Login is noted in "logins" by one octet, each C_OpenSession in "opened",
+// C_Finalize in "finalized", and each function
 // that is called in a session while another one is there, in "shared" by a line.
 #include <dlfcn.h>
 #include <fcntl.h>
@@ -27,7 +28,7 @@ typedef unsigned long ulong_t;
 typedef ulong_t (*call_t)(ulong_t, ulong_t, ulong_t, ulong_t, ulong_t, ulong_t, ulong_t, ulong_t);
 
 enum {
-	FUNCTIONS = 68, GET_FUNCTION_LIST = 3, SLOT_LIST = 4, TOKEN_INFO = 6, MECHANISM_LIST = 7, OPEN_SESSION = 12, CLOSE_SESSION = 13,
+	FUNCTIONS = 68, FINALIZE = 1, GET_FUNCTION_LIST = 3, SLOT_LIST = 4, TOKEN_INFO = 6, MECHANISM_LIST = 7, OPEN_SESSION = 12, CLOSE_SESSION = 13,
 	CLOSE_ALL_SESSIONS = 14, SESSION_INFO = 15, LOGIN = 18,
 	GET_ATTRIBUTE = 24, FIND_OBJECTS = 27, DECRYPT = 34, SIGN = 43, GENERATE_PAIR = 59, DERIVE = 62,
 };
@@ -220,6 +221,7 @@ static ulong_t call(int i, ulong_t a, ulong_t b, ulong_t c, ulong_t d, ulong_t e
 		return 0xb1;
 	}
 	if (i == OPEN_SESSION) note("opened");
+	if (i == FINALIZE) note("finalized");
 	if (i == CLOSE_SESSION) __sync_fetch_and_sub(&open_sessions, 1);
 	code = real->f[i](a, b, c, d, e, f, g, h);
 	if (code) return code;
