@@ -28,7 +28,7 @@ type envelopeFlags struct {
 
 func (f *envelopeFlags) add(c *cobra.Command) {
 	c.Flags().BoolVar(&f.dare, "dare", false, "print a signed DARE envelope around the message")
-	c.Flags().StringArrayVar(&f.to, "to", nil, "with --dare: encrypt to this recipient, as encrypt does; once for each")
+	c.Flags().StringArrayVar(&f.to, "to", nil, "with --dare: a recipient to encrypt to, `file` or UDF, as of encrypt; once for each")
 	c.Flags().StringVar(&f.generation, "generation", "g1", "with --dare: wire format of the signature, g1 or g2")
 	c.Flags().StringVar(&f.contentType, "content-type", "", "with --dare: media `type` to note in the header")
 	c.Flags().BoolVar(&f.includeKey, "include-key", false, "with --dare: put the public key beside the signature")

@@ -56,6 +56,7 @@ do the other commands.`
 	flags.StringVar(&a.config, "config", "", "the configuration `file`, for serve (default $XDG_CONFIG_HOME/mesh-agent/config.toml)")
 	flags.BoolVar(&a.json, "json", false, "print JSON")
 	makeStrict(root)
+	addCompletions(a, root)
 	return root
 }
 
