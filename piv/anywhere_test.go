@@ -5,7 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
-	"sync/atomic"
+	"sync"
 	"testing"
 
 	"github.com/mesh-agent/mesh-agent/piv/pivtest"
@@ -66,7 +66,7 @@ func TestAnywhere(t *testing.T) {
 				},
 			}
 			for what, operation := range operations {
-				for at := int64(1); b.faultAt(t, at, fault, operation); at++ {
+				for at := 1; b.faultAt(t, at, fault, operation); at++ {
 					if t.Failed() {
 						t.Fatalf("%s, request %d", what, at)
 					}
@@ -81,24 +81,31 @@ func TestAnywhere(t *testing.T) {
 }
 
 // faultAt has the fault happen at the request of an operation that has this number, and reports whether there was one.
-func (b *bench) faultAt(t *testing.T, at int64, fault func(*bench, context.CancelFunc) pivtest.Code, operation func(context.Context) error) bool {
+func (b *bench) faultAt(t *testing.T, at int, fault func(*bench, context.CancelFunc) pivtest.Code, operation func(context.Context) error) bool {
 	t.Helper()
 	b.idle(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	var n atomic.Int64
+	var mu sync.Mutex // guards n and over; held while the fault happens
+	n, over := 0, false
 	b.daemon.Inject(func(c pivtest.Call) pivtest.Code {
 		switch c.Command {
 		case pivtest.CommandWaitChange, pivtest.CommandStopWaiting: // the watcher's
 			return pivtest.Success
 		}
-		if n.Add(1) != at {
+		mu.Lock()
+		defer mu.Unlock()
+		if n++; n != at || over {
 			return pivtest.Success
 		}
 		return fault(b, cancel)
 	})
 	err := operation(ctx)
 	b.daemon.Inject(nil)
+	mu.Lock()
+	over = true
+	reached := n >= at
+	mu.Unlock()
 	if b.restarted != nil {
 		<-b.restarted
 		b.restarted = nil
@@ -111,5 +118,5 @@ func (b *bench) faultAt(t *testing.T, at int64, fault func(*bench, context.Cance
 		t.Errorf("%d tries left, %v", left, err)
 	}
 	b.idle(t)
-	return n.Load() >= at
+	return reached
 }
