@@ -135,21 +135,21 @@ func (d *device) start(pinned []byte) (*token.Info, error) {
 	if d.session, err = d.startSession(tpm2.TPMSEHMAC); err != nil {
 		return nil, fmt.Errorf("start session: %w", err)
 	}
-	if err := d.tryOut(); err != nil {
-		return nil, fmt.Errorf("try session out: %w", err)
-	}
-	return info, nil
+	return info, d.tryOut(d.session)
 }
 
 // tryOut makes sure that both ends have the same session key, before a PIN would seem wrong because
-// they do not, and count as such.
-func (d *device) tryOut() error {
-	_, err := run(d, tpm2.GetRandom{BytesRequested: 1}, d.authorize(nil, outward))
+// they do not, and count as such; and so that the nonce, which came in the clear, is one that the TPM gave this session.
+func (d *device) tryOut(s *session) error {
+	_, err := run(d, tpm2.GetRandom{BytesRequested: 1}, &authorization{session: s, attributes: outward})
 	var refused tpm2.TPMFmt1Error
 	if errors.As(err, &refused) {
-		return broken("use session", err)
+		err = broken("use session", err)
 	}
-	return err
+	if err != nil {
+		return fmt.Errorf("try session out: %w", err)
+	}
+	return nil
 }
 
 // startup gives TPM2_Startup to a TPM that was initialised and not started, which the

@@ -59,7 +59,8 @@ func publishRecovery(private *ecdsa.PrivateKey) (*recoveryKey, error) {
 	return r, err
 }
 
-// policySigned lets the recovery key authorize one policy session. TPM 2.0 Part 3, 23.3.
+// policySigned lets the recovery key authorize one policy session, which was tried out: a signature over another session's
+// nonce would let that one open what the recovery secret opens. TPM 2.0 Part 3, 23.3.
 func (d *device) policySigned(p *session, r *recoveryKey) error {
 	digest := sha256.New()
 	digest.Write(p.nonceTPM)

@@ -343,6 +343,9 @@ func (d *device) unsealPolicy(s *parsedSeal, branch func(*session) error, value 
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, d.flush(p.handle)) }()
+	if err := d.tryOut(p); err != nil {
+		return nil, err
+	}
 	if err := branch(p); err != nil {
 		return nil, err
 	}

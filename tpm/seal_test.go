@@ -116,6 +116,29 @@ func TestRecoveryRefused(t *testing.T) {
 	}
 }
 
+// TestRecoveryForOthers has something between put the nonce of another session, which may be its own, in place of that of the
+// agent's: nothing is signed for that.
+func TestRecoveryForOthers(t *testing.T) {
+	t.Parallel()
+	r := newRecorder(t, tpmtest.Start(t).Device())
+	armed := false
+	r.dial = interpose(r.dial, tpm2.TPMCCStartAuthSession, func(response []byte) {
+		if armed {
+			response[len(response)-1] ^= 1 // the nonce is at the end
+		}
+	})
+	tok := open(t, Options{dial: r.open})
+	s := seal(t, tok, token.SealRequest{Secret: []byte("secret"), PCRs: "sha256:16"})
+	r.take()
+	armed = true
+	if secret, err := tok.Unseal(t.Context(), token.UnsealRequest{Blob: s.Blob, Recovery: s.Recovery}); err == nil {
+		t.Errorf("Unseal in a session with another nonce: %q", secret)
+	}
+	if n := count(r.take(), tpm2.TPMCCPolicySigned); n != 0 {
+		t.Errorf("the recovery key has signed %d times", n)
+	}
+}
+
 // TestPolicySound tries to get at sealed data past its policy, as whoever has the TPM and
 // the blob can, with the commands that a TPM offers.
 func TestPolicySound(t *testing.T) {

@@ -844,6 +844,11 @@ func tampered(t testing.TB, device string, cc tpm2.TPMCC, tamper func([]byte)) d
 	if err != nil {
 		t.Fatal(err)
 	}
+	return interpose(dial, cc, tamper)
+}
+
+// interpose changes the responses to one command of what is dialled.
+func interpose(dial dialer, cc tpm2.TPMCC, tamper func([]byte)) dialer {
 	return func(ctx context.Context) (stream, error) {
 		st, err := dial(ctx)
 		return &tamperer{stream: st, command: cc, tamper: tamper}, err
