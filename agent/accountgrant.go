@@ -114,7 +114,9 @@ func checkRoom(old *device.CatalogedDevice, want mesh.ApplicationGrants) error {
 	sizes := map[string]int{}
 	if old != nil {
 		for _, x := range old.Applications {
-			sizes[x.Identifier] = len(x.Envelope.Body) / 3 * 4
+			if x.Envelope != nil {
+				sizes[x.Identifier] = len(x.Envelope.Body) / 3 * 4
+			}
 		}
 	}
 	for _, address := range want.GrantMail {

@@ -255,9 +255,12 @@ func TestGrantsFitIntoAFrame(t *testing.T) {
 func TestApplicationsOfAnAccount(t *testing.T) {
 	t.Parallel()
 	x := withAddresses(t, maxApplications)
-	x.changeAccount(t, func(a *devicestate.Account) { a.Devices[0].Entry = x.bare(t, a.Devices[0].Entry) })
+	x.changeAccount(t, func(a *devicestate.Account) { a.Devices[0].Entry = hollow(t, a.Devices[0].Entry) })
 	if r := x.grantMail(t, "new@example.com"); r.Status != statusState || !strings.HasPrefix(r.StatusDescription, "Account: it has 64 applications") {
 		t.Errorf("one more: %d %s", r.Status, r.StatusDescription)
+	}
+	if r := x.grantMail(t, numbered(1)); r.Status != mesh.StatusOK || len(r.Applications) != 2 {
+		t.Errorf("one of them: %d %s", r.Status, r.StatusDescription)
 	}
 	req := mesh.AccountListRequest{Account: "alice@example.com"}
 	listed, pages := 0, 0
@@ -277,14 +280,14 @@ func TestApplicationsOfAnAccount(t *testing.T) {
 	}
 }
 
-// bare is an entry without applications.
-func (x *granting) bare(t *testing.T, entry strictjson.Value) strictjson.Value {
+// hollow is an entry with an application that is empty, and no others.
+func hollow(t *testing.T, entry strictjson.Value) strictjson.Value {
 	t.Helper()
 	c, err := device.ParseCatalogedDevice(entry)
 	if err != nil {
 		t.Fatal(err)
 	}
-	c.Applications = nil
+	c.Applications = []device.ApplicationEntry{{Tag: "ApplicationEntryMail", Identifier: device.MailIdentifier("empty@example.com")}}
 	text, err := c.Marshal()
 	if err != nil {
 		t.Fatal(err)
