@@ -159,12 +159,14 @@ func explainFailure(device string, err error) token.Finding {
 	case errors.Is(err, fs.ErrPermission):
 		f.Text = fmt.Sprintf("this user may not open %s%s", device, accessOf(device))
 		f.Mend = "become a member of its group, and log in again: sudo usermod -aG tss $USER"
+	case errors.Is(err, errDevice):
+		f.Mend = "correct --tpm, $MESH_AGENT_TPM or the configuration"
+	case errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, fs.ErrNotExist) && strings.HasPrefix(device, "swtpm:"):
+		f.Text = fmt.Sprintf("nothing answers at %s", device)
+		f.Mend = "start the software TPM, or name another one: $MESH_AGENT_TPM"
 	case errors.Is(err, fs.ErrNotExist):
 		f.Text = fmt.Sprintf("there is no %s", device)
 		f.Mend = "switch the TPM on in the firmware, or name another one: $MESH_AGENT_TPM"
-	case errors.Is(err, syscall.ECONNREFUSED):
-		f.Text = fmt.Sprintf("nothing answers at %s", device)
-		f.Mend = "start the software TPM, or name another one: $MESH_AGENT_TPM"
 	case errors.Is(err, syscall.EBUSY):
 		f.Text = fmt.Sprintf("another program has %s", device)
 		f.Mend = "use the resource manager, " + DefaultDevice

@@ -477,6 +477,7 @@ func TestExplainFailure(t *testing.T) {
 		"no room":   errFull,
 		"NV memory": errNVFull,
 		"locked":    &token.LockoutError{RetryAfter: time.Second},
+		"none of":   errDevice,
 	} {
 		f := explainFailure("/dev/null", err)
 		if !strings.Contains(f.Text, text) || f.Mend == "" || f.Severity != token.SeverityError {
@@ -484,6 +485,11 @@ func TestExplainFailure(t *testing.T) {
 		}
 		if state := errors.Is(err, errState); state != strings.Contains(f.Mend, "state folder") {
 			t.Errorf("%v is to be mended by %q", err, f.Mend)
+		}
+	}
+	for device, mend := range map[string]string{"/dev/tpmrm9": "firmware", "swtpm:/run/tpm": "start the software TPM"} {
+		if f := explainFailure(device, os.ErrNotExist); !strings.Contains(f.Mend, mend) {
+			t.Errorf("%s is to be mended by %q", device, f.Mend)
 		}
 	}
 }

@@ -25,7 +25,10 @@ type stream interface {
 
 type dialer func(context.Context) (stream, error)
 
-// parseDevice reads Options.Device.
+// errDevice says that Options.Device names no TPM.
+var errDevice = errors.New("none of device:/PATH, swtpm:PATH and tcp:HOST:PORT")
+
+// parseDevice reads Options.Device. Errors: errDevice.
 func parseDevice(device string) (dialer, error) {
 	kind, rest, _ := strings.Cut(device, ":")
 	switch {
@@ -43,7 +46,7 @@ func parseDevice(device string) (dialer, error) {
 	case filepath.IsAbs(device):
 		return func(context.Context) (stream, error) { return openDeviceFile(device) }, nil
 	}
-	return nil, fmt.Errorf("tpm: device %q is none of device:/PATH, swtpm:PATH and tcp:HOST:PORT", device)
+	return nil, fmt.Errorf("tpm: device %q is %w", device, errDevice)
 }
 
 // simulatorStream frames commands and responses as Microsoft's TPM simulator has it on its

@@ -95,7 +95,7 @@ func (a *app) openTPM(ctx context.Context, s settings, log *slog.Logger) (*tpm.T
 	}
 	switch t.Info().State {
 	case token.StateAbsent:
-		log.Warn("the TPM does not answer; it is looked for when it is used", "device", s.tpm.device)
+		log.Warn("the TPM does not answer; it is looked for when it is used; mesh-agent doctor says why", "device", s.tpm.device)
 	case token.StateReplaced:
 		log.Warn("the TPM is another one, was cleared, or something is between", "device", s.tpm.device)
 	}
