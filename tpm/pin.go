@@ -72,10 +72,15 @@ func decodePIN(file []byte) (*object, error) {
 	if err := o.parseArea(); err != nil {
 		return nil, err
 	}
-	if o.public.Type != tpm2.TPMAlgKeyedHash || !bytes.Equal(o.public.AuthPolicy.Buffer, binding([]byte("pin"), o.parentName)) {
+	if !o.fits(pinTemplate(o.parentName)) {
 		return nil, errors.New("not a PIN object")
 	}
 	return &o, nil
+}
+
+// pinTemplate is the public area of the PIN object under a parent.
+func pinTemplate(parentName []byte) tpm2.TPMTPublic {
+	return sealTemplate(true, true, binding([]byte("pin"), parentName))
 }
 
 // locked reports whether there is a PIN that was not presented.
@@ -429,8 +434,7 @@ func (d *device) makePIN(o *offer, value []byte) (object, []byte, error) {
 func (d *device) createPIN(value []byte) (object, []byte, error) {
 	s := make([]byte, secretLen)
 	rand.Read(s)
-	policy := binding([]byte("pin"), d.srk.Name.Buffer)
-	o, err := d.create(sealTemplate(true, true, policy), value, s)
+	o, err := d.create(pinTemplate(d.srk.Name.Buffer), value, s)
 	return o, s, err
 }
 

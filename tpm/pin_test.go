@@ -333,9 +333,24 @@ func TestStateDirDamaged(t *testing.T) {
 	tok := open(t, Options{Device: s.Device(), StateDir: dir})
 	setPIN(t, tok, nil, testPIN())
 	handle := generate(t, tok, token.P256, token.UseSign).Handle
+	undefended, err := do(t.Context(), tok, "create", func(d *device) ([]byte, error) {
+		template := pinTemplate(d.srk.Name.Buffer)
+		template.ObjectAttributes.NoDA = true
+		o, err := d.create(template, []byte("value"), make([]byte, secretLen))
+		if err != nil {
+			return nil, err
+		}
+		if err := o.parseArea(); err != nil {
+			return nil, err
+		}
+		return o.encode()
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
 	tok.Close()
 	for name, contents := range map[string][]byte{
-		pinFile: []byte("garbage"), pinnedFile: []byte("not hexadecimal"), pinFile + " of a key": handle,
+		pinFile: []byte("garbage"), pinnedFile: []byte("not hexadecimal"), pinFile + " of a key": handle, pinFile + " without defence": undefended,
 	} {
 		file := filepath.Join(dir, name[:3])
 		good, err := os.ReadFile(file)
@@ -358,7 +373,7 @@ func TestStateDirDamaged(t *testing.T) {
 	if err := os.Chmod(dir, 0o777); err != nil {
 		t.Fatal(err)
 	}
-	_, err := Open(t.Context(), Options{Device: s.Device(), StateDir: dir})
+	_, err = Open(t.Context(), Options{Device: s.Device(), StateDir: dir})
 	if !errors.Is(err, os.ErrPermission) || errors.Is(err, token.ErrCorrupt) || errors.Is(err, token.ErrAbsent) {
 		t.Errorf("Open with a folder that everybody may write: %v, want ErrPermission", err)
 	}

@@ -51,8 +51,8 @@ func (p policyDigest) or(branches ...[]byte) policyDigest {
 }
 
 // measure returns the policy digest of the registers as they are. The values are read in
-// the clear, and so compared with what the TPM itself makes of them in a trial session,
-// over the session that only it can answer.
+// the clear, and so compared with what the TPM itself makes of them in a policy session that is shown to be one. A trial
+// session would take whatever values it is given.
 func (d *device) measure(pcrs token.PCRSelection) (policyDigest, error) {
 	list, err := parseSelection(pcrs.String())
 	if err != nil {
@@ -62,12 +62,12 @@ func (d *device) measure(pcrs token.PCRSelection) (policyDigest, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read PCRs: %w", err)
 	}
-	trial, err := d.startSession(tpm2.TPMSETrial)
+	p, err := d.startSession(tpm2.TPMSEPolicy)
 	if err != nil {
 		return nil, err
 	}
-	digest, err := d.trialDigest(trial, list)
-	if err = errors.Join(err, d.flush(trial.handle)); err != nil {
+	digest, err := d.pcrDigest(p, list)
+	if err = errors.Join(err, d.flush(p.handle)); err != nil {
 		return nil, err
 	}
 	want := policyDigest(nil).pcr(list, values)
@@ -77,11 +77,15 @@ func (d *device) measure(pcrs token.PCRSelection) (policyDigest, error) {
 	return want, nil
 }
 
-func (d *device) trialDigest(trial *session, list tpm2.TPMLPCRSelection) ([]byte, error) {
-	if _, err := run(d, tpm2.PolicyPCR{PolicySession: trial.handle, Pcrs: list}); err != nil {
+// pcrDigest returns the digest of a policy session after TPM2_PolicyPCR, over the session that only the TPM can answer.
+func (d *device) pcrDigest(p *session, list tpm2.TPMLPCRSelection) ([]byte, error) {
+	if err := d.tryOut(p); err != nil {
 		return nil, err
 	}
-	rsp, err := run(d, tpm2.PolicyGetDigest{PolicySession: trial.handle}, d.authorize(nil, outward))
+	if _, err := run(d, tpm2.PolicyPCR{PolicySession: p.handle, Pcrs: list}); err != nil {
+		return nil, err
+	}
+	rsp, err := run(d, tpm2.PolicyGetDigest{PolicySession: p.handle}, d.authorize(nil, outward))
 	if err != nil {
 		return nil, err
 	}

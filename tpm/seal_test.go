@@ -2,7 +2,10 @@ package tpm
 
 import (
 	"bytes"
+	"context"
+	"crypto/sha256"
 	"encoding/asn1"
+	"encoding/binary"
 	"errors"
 	"slices"
 	"testing"
@@ -234,13 +237,67 @@ func TestUnallocatedBank(t *testing.T) {
 	}
 }
 
-// TestForgedPCRs has something between lie about the PCRs when sealing.
+// TestForgedPCRs has something between lie about the PCRs when sealing, and have the TPM agree in a trial session, which
+// takes whatever values it is given.
 func TestForgedPCRs(t *testing.T) {
 	t.Parallel()
-	tok := open(t, Options{dial: tampered(t, tpmtest.Start(t).Device(), tpm2.TPMCCPCRRead, func(b []byte) { b[len(b)-1] ^= 1 })})
-	if _, err := tok.Seal(t.Context(), token.SealRequest{PCRs: "sha256:16"}); err == nil {
-		t.Error("Seal to forged PCRs succeeded")
+	for name, f := range map[string]pcrForger{
+		"values alone": {}, "in the session": {extends: true}, "in a trial session": {extends: true, trial: true},
+	} {
+		dial, err := parseDevice(tpmtest.Start(t).Device())
+		if err != nil {
+			t.Fatal(err)
+		}
+		armed := false
+		tok := open(t, Options{dial: func(ctx context.Context) (stream, error) {
+			s, err := dial(ctx)
+			forger := f
+			forger.stream, forger.armed = s, &armed
+			return &forger, err
+		}})
+		armed = true
+		if _, err := tok.Seal(t.Context(), token.SealRequest{PCRs: "sha256:16"}); err == nil {
+			t.Errorf("%s: Seal to forged PCRs succeeded", name)
+		}
 	}
+}
+
+// pcrForger forges the value of a PCR.
+type pcrForger struct {
+	stream
+	armed   *bool
+	extends bool // has TPM2_PolicyPCR take the forged value
+	trial   bool // makes policy sessions trial sessions
+	last    tpm2.TPMCC
+	forged  [sha256.Size]byte // digest of the forged value
+}
+
+func (f *pcrForger) Write(b []byte) (int, error) {
+	f.last = tpm2.TPMCC(binary.BigEndian.Uint32(b[6:]))
+	c := bytes.Clone(b)
+	switch {
+	case !*f.armed:
+	case f.last == tpm2.TPMCCPolicyPCR && f.extends: // header and handle, then the digest, which is empty
+		c = slices.Concat(b[:headerLen+4], sized(f.forged[:]), b[headerLen+4+2:])
+		binary.BigEndian.PutUint32(c[2:], uint32(len(c)))
+	case f.last == tpm2.TPMCCStartAuthSession && f.trial: // header and two handles, nonce and salt, then the kind
+		nonce, rest, _ := cut(c[headerLen+8:])
+		_, rest, _ = cut(rest)
+		if len(nonce) != 0 && rest[0] == byte(tpm2.TPMSEPolicy) {
+			rest[0] = byte(tpm2.TPMSETrial)
+		}
+	}
+	_, err := f.stream.Write(c)
+	return len(b), err
+}
+
+func (f *pcrForger) Read(b []byte) (int, error) {
+	n, err := f.stream.Read(b)
+	if err == nil && *f.armed && f.last == tpm2.TPMCCPCRRead {
+		b[n-1] ^= 1 // the value is at the end
+		f.forged = sha256.Sum256(b[n-sha256.Size : n])
+	}
+	return n, err
 }
 
 func TestSealedElsewhere(t *testing.T) {

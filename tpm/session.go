@@ -39,7 +39,7 @@ const (
 // session is salted to, or was changed on its way.
 var errForged = errors.New("response is not authentic")
 
-// startSession makes a session of a kind: TPM_SE_HMAC, TPM_SE_POLICY or TPM_SE_TRIAL.
+// startSession makes a session of a kind: TPM_SE_HMAC or TPM_SE_POLICY.
 func (d *device) startSession(kind tpm2.TPMSE) (*session, error) {
 	kem, err := tpm2.ImportEncapsulationKey(&d.srk.public)
 	if err != nil {
