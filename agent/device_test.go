@@ -32,9 +32,11 @@ func newDeviceAgent(t testing.TB) *Agent {
 	return a
 }
 
-func keepDevice(t testing.TB, a *Agent) {
+// keepDevice has an agent keep its device in a folder of its own, which it returns.
+func keepDevice(t testing.TB, a *Agent) (dir string) {
 	t.Helper()
-	folder, err := devicestate.Open(filepath.Join(t.TempDir(), "device"))
+	dir = filepath.Join(t.TempDir(), "device")
+	folder, err := devicestate.Open(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -47,6 +49,7 @@ func keepDevice(t testing.TB, a *Agent) {
 	if err := a.loadInside(); err != nil {
 		t.Fatal(err)
 	}
+	return dir
 }
 
 // ask sends one message and decodes the response, whatever its status, into out.

@@ -28,6 +28,7 @@ import (
 type world struct {
 	*Agent
 	log      syncBuffer
+	dir      string // of the records of device and account
 	requests []string
 }
 
@@ -47,7 +48,7 @@ func newWorld(t testing.TB) *world {
 		tokentest.NewSealingFake(tokentest.FakeOptions{Name: "tpm", Kind: "tpm", Algorithms: []token.Algorithm{token.P256}}))}
 	w.Agent.log = slog.New(slog.NewTextHandler(&w.log, nil))
 	w.config.Prompter = helpful{}
-	keepDevice(t, w.Agent)
+	w.dir = keepDevice(t, w.Agent)
 	w.useKeys(t)
 	w.useDevice(t)
 	return w
@@ -508,4 +509,46 @@ func FuzzRequests(f *testing.F) {
 			t.Fatalf("%.2000s\n%s\n%s", request, answer, w.log.String())
 		}
 	})
+}
+
+// TestDamagedRecords changes the record of the device, or that of the account, at random, and then asks for this and that: what cannot be read is
+// said to be so, and nothing is an incident.
+func TestDamagedRecords(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	var requests []string
+	for _, r := range w.requests {
+		if strings.HasPrefix(r, `{"Device`) || strings.HasPrefix(r, `{"Account`) {
+			requests = append(requests, r)
+		}
+	}
+	entries, err := os.ReadDir(w.dir)
+	if err != nil || len(entries) != 2 || len(requests) < 10 {
+		t.Fatal(entries, len(requests), err)
+	}
+	records := make(map[string][]byte)
+	for _, e := range entries {
+		if records[e.Name()], err = os.ReadFile(filepath.Join(w.dir, e.Name())); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for seed := range uint64(60) {
+		m := mutator{rand.New(rand.NewPCG(seed, 1)), w}
+		changed := entries[m.IntN(len(entries))].Name()
+		for name, text := range records {
+			if name == changed {
+				text = []byte(m.tree(string(text)))
+			}
+			if err := os.WriteFile(filepath.Join(w.dir, name), text, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		w.inside.Store(nil)
+		for range 3 {
+			request := requests[m.IntN(len(requests))]
+			if answer := operateJSON(t, w.Agent, request); strings.Contains(answer, `"Status":500`) {
+				t.Errorf("%d: %.300s\n%s\n%s", seed, request, answer, w.log.String())
+			}
+		}
+	}
 }
