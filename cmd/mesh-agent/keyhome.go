@@ -189,7 +189,8 @@ func newKeyExportCommand(a *app) *cobra.Command {
 		Short: "Write the file of a TPM key for other programs",
 		Long: `Writes a key that lives in the TPM as a TSS2 key file, which ssh-tpm-agent and the TPM
 providers of OpenSSL take. Nothing secret is in the file: it is of use only with this TPM.
-Keys in software, sealed keys and keys with a PIN have none.`,
+Keys in software, sealed keys and keys with a PIN have none. The file is no backup: this program
+does not take it back, because the key's use is bound to its record. Copy the state folder for that.`,
 		Args: args(cobra.ExactArgs(1)),
 		RunE: func(c *cobra.Command, ids []string) error {
 			if format != "tss2" {
