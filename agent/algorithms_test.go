@@ -134,3 +134,69 @@ func TestSeedRecords(t *testing.T) {
 		t.Errorf("%d keys were left", len(keys))
 	}
 }
+
+// hostProfile is the profile of a service's host, whose keys have other names than those of devices.
+func hostProfile(t *testing.T, seed *mesh.Seed, g mesh.Generation) strictjson.Value {
+	t.Helper()
+	key := func(o device.Operation) (*mesh.LocalKey, *mesh.KeyData) {
+		private, err := seed.Derive(mesh.Derivation{Algorithm: o.Algorithm(), KeyName: "BaseHost" + string(o), Generation: g})
+		if err != nil {
+			t.Fatal(err)
+		}
+		k, err := mesh.NewLocalKey(private)
+		if err != nil {
+			t.Fatal(err)
+		}
+		data, err := mesh.NewKeyData(k.Public(), g)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return k, data
+	}
+	members := map[string]any{}
+	for o, name := range baseNames {
+		_, members[name] = key(o)
+	}
+	root, data := key(device.Profiling)
+	if g == mesh.G1 {
+		members["ProfileSignature"] = data
+	} else {
+		udf, err := mesh.FingerprintOctets(root.Public(), g)
+		if err != nil {
+			t.Fatal(err)
+		}
+		members["RootUdfs"] = []mesh.Binary{udf}
+	}
+	body, err := strictjson.Marshal(map[string]any{device.TagProfileHost: members})
+	if err != nil {
+		t.Fatal(err)
+	}
+	e, err := mesh.NewEnvelope(t.Context(), body, mesh.EnvelopeOptions{Generation: g, Signers: []mesh.Signer{root}, IncludeKey: g == mesh.G2})
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := e.Marshal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return text
+}
+
+// TestHost takes over a host by its seed and connects it.
+func TestHost(t *testing.T) {
+	t.Parallel()
+	for _, g := range []mesh.Generation{mesh.G1, mesh.G2} {
+		seed, err := mesh.GenerateSeed(rand.Reader, mesh.SeedProfileDevice)
+		if err != nil {
+			t.Fatal(err)
+		}
+		a := newDeviceAgent(t)
+		made := initDevice(t, a, mesh.DeviceInitRequest{Seed: []byte(seed.Text()), Profile: hostProfile(t, seed, g)})
+		x := newTestAccount(t, g)
+		approve(t, a, x.Account.Name())
+		r := activate(t, a, x.connect(t, made))
+		if r.Status != mesh.StatusOK || keyNamed(t, r.Account.Keys, "DeviceEncryption").Use != "decrypt" {
+			t.Errorf("%v: %d %s", g, r.Status, r.StatusDescription)
+		}
+	}
+}

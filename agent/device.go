@@ -179,7 +179,7 @@ type birth struct {
 	generation  mesh.Generation
 	description string
 	seed        *mesh.Seed
-	algorithms  device.Algorithms     // of keys from the seed that are not of the default ones
+	algorithms  device.Algorithms     // of a new profile's keys that are not of the default ones
 	profile     *device.ProfileDevice // an existing one
 }
 
@@ -225,10 +225,9 @@ func (r *request) newBirth(ctx context.Context, req mesh.DeviceInitRequest) (*bi
 }
 
 // readSeed reads the seed of a device that exists: its text, or the record in which the reference code keeps it, which may name
-// algorithms. Those of a profile count more.
+// algorithms.
 func (b *birth) readSeed(text []byte) (err error) {
 	text = bytes.TrimSpace(text)
-	b.algorithms = device.Algorithms{}
 	if bytes.HasPrefix(text, []byte("{")) {
 		b.seed, b.algorithms, err = device.ParseSeedRecord(text)
 	} else {
@@ -236,11 +235,6 @@ func (b *birth) readSeed(text []byte) (err error) {
 	}
 	if err != nil {
 		return malformed("Seed", "a seed Z... of a device, or its PrivateKeyUDF, expected")
-	}
-	if b.profile != nil {
-		for _, o := range device.Operations() {
-			b.algorithms[o] = b.profile.Base(o).Algorithm
-		}
 	}
 	return nil
 }
@@ -387,7 +381,7 @@ func (b *birth) base(ctx context.Context, o device.Operation) (token.PublicKey, 
 		}
 		return e.Public, nil
 	}
-	private, err := device.DeviceKey(b.seed, o, b.algorithms[o], b.generation)
+	private, err := b.derive(o)
 	if err != nil {
 		return token.PublicKey{}, err
 	}
@@ -401,6 +395,14 @@ func (b *birth) base(ctx context.Context, o device.Operation) (token.PublicKey, 
 		return token.PublicKey{}, malformed("Seed", "its key %s is held with another use", e.Udf)
 	}
 	return e.Public, nil
+}
+
+// derive derives a base key from the seed. The caller wipes it.
+func (b *birth) derive(o device.Operation) (*token.PrivateKey, error) {
+	if b.profile != nil {
+		return b.profile.BaseKey(b.seed, o)
+	}
+	return device.DeviceKey(b.seed, o, b.algorithms[o], b.generation)
 }
 
 // sign makes the profile. The root key is derived, signs once and is forgotten.

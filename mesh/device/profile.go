@@ -68,6 +68,12 @@ func (p *ProfileDevice) Base(o Operation) token.PublicKey {
 	return p.Authentication
 }
 
+// BaseKey derives from the device's seed what would be the private part of a base key, by the profile's algorithms, and names for
+// a host if it is one. Whether it is the one, the public part shows. The caller wipes it.
+func (p *ProfileDevice) BaseKey(seed *mesh.Seed, o Operation) (*token.PrivateKey, error) {
+	return derive(seed, mesh.SeedProfileDevice, o, p.Base(o).Algorithm, baseName(p.actor(), o), p.Generation)
+}
+
 // Signers are the keys by which a device signs: those of its profile and its base key.
 func (p *ProfileDevice) Signers() []token.PublicKey {
 	return append(slices.Clone(p.Roots), p.Signature)
