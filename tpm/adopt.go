@@ -60,7 +60,7 @@ func (t *Token) adopt(ctx context.Context, b *blob, auth token.Auth) (token.Crea
 		if err != nil || auth.PIN == nil {
 			return &blob{object: o, key: b.key}, err
 		}
-		value, err := own.keyValue(d, "key")
+		value, err := own.keyValue(d, o.valueName())
 		if err != nil {
 			return nil, err
 		}

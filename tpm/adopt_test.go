@@ -83,9 +83,31 @@ func TestAdoptOpenSSL(t *testing.T) {
 	req.Auth.PIN = []byte("key's own PIN")
 	k := openKey(t, tok, adopt(t, tok, req))
 	sign(t, k)
+	if _, err := do(t.Context(), tok, "sign", signWithValueOf(tok, k, ownKeys)); !errors.Is(err, tpm2.TPMRCAuthFail) {
+		t.Errorf("the adopted key has the value of keys that were made here: %v", err)
+	}
 	tok.Lock(t.Context())
 	if err := trySign(t, k, token.Auth{}); !errors.Is(err, token.ErrAuthNeeded) {
 		t.Errorf("Sign with the adopted key, locked: %v, want ErrAuthNeeded", err)
+	}
+}
+
+// signWithValueOf has a key sign with the authorization value that the secret gives for something.
+func signWithValueOf(tok *Token, k token.Key, what string) func(*device) ([]byte, error) {
+	return func(d *device) ([]byte, error) {
+		o, err := tok.pin.offer(token.Auth{})
+		if err != nil {
+			return nil, err
+		}
+		value, err := o.keyValue(d, what)
+		if err != nil {
+			return nil, err
+		}
+		h, err := d.use(&k.(*ecdsaSigner).blob.object)
+		if err != nil {
+			return nil, err
+		}
+		return d.operate(tpm2.TPMCCSign, h, d.authorize(value, inward), sized(make([]byte, 32)))
 	}
 }
 

@@ -70,7 +70,7 @@ func (k *key) attest(ctx context.Context, a attestation) (token.AttestEvidence, 
 	}
 	defer o.wipe()
 	e, err := do(ctx, k.token, "attest", func(d *device) (token.AttestEvidence, error) {
-		value, err := o.keyValue(d, "key")
+		value, err := o.keyValue(d, k.blob.valueName())
 		if err != nil {
 			return token.AttestEvidence{}, err
 		}

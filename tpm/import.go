@@ -36,7 +36,7 @@ func (t *Token) Import(ctx context.Context, req token.ImportRequest) (token.Crea
 	defer clear(k.secret)
 	p := purposeOf(req.Private.Algorithm, req.Use)
 	b, err := do(ctx, t, "import key", func(d *device) (*blob, error) {
-		value, err := o.keyValue(d, "key")
+		value, err := o.keyValue(d, ownKeys)
 		if err != nil {
 			return nil, err
 		}

@@ -56,7 +56,7 @@ func (k *key) operate(ctx context.Context, what string, auth token.Auth, cc tpm2
 	}
 	defer o.wipe()
 	out, err := do(ctx, k.token, what, func(d *device) ([]byte, error) {
-		value, err := o.keyValue(d, "key")
+		value, err := o.keyValue(d, k.blob.valueName())
 		if err != nil {
 			return nil, err
 		}

@@ -242,6 +242,18 @@ func (o *offer) open(d *device) ([]byte, error) {
 	return d.openPIN(o.object, o.value)
 }
 
+// ownKeys is what keyValue derives the value of this program's own keys for.
+const ownKeys = "key"
+
+// valueName is what keyValue derives the value of a key for. An adopted key has a value of its own: the TPM gives it out
+// encrypted under the parent that it came with, and others may know that one.
+func (o *object) valueName() string {
+	if o.bound() {
+		return ownKeys
+	}
+	return "adopted key " + string(o.name)
+}
+
 // keyValue derives the authorization value of keys, or of sealed data, from the secret.
 // A nil offer gives the empty value.
 func (o *offer) keyValue(d *device, what string) ([]byte, error) {

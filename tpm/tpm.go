@@ -191,7 +191,7 @@ func (t *Token) Generate(ctx context.Context, req token.GenerateRequest) (token.
 	defer o.wipe()
 	p := purposeOf(req.Algorithm, req.Use)
 	b, err := do(ctx, t, "generate key", func(d *device) (*blob, error) {
-		value, err := o.keyValue(d, "key")
+		value, err := o.keyValue(d, ownKeys)
 		if err != nil {
 			return nil, err
 		}
