@@ -23,8 +23,9 @@ func TestLeftovers(t *testing.T) {
 	if err := child.Start(); err != nil {
 		t.Fatal(err)
 	}
-	release := make(chan struct{})
-	go waitFor(release)
+	begun, release := make(chan struct{}), make(chan struct{})
+	go waitFor(begun, release)
+	<-begun
 	left := strings.Join(leftovers(before), "\n")
 	for _, want := range []string{dir.Name(), "a child process", "tokentest.waitFor("} {
 		if !strings.Contains(left, want) {
@@ -40,4 +41,7 @@ func TestLeftovers(t *testing.T) {
 	}
 }
 
-func waitFor(c chan struct{}) { <-c }
+func waitFor(begun, c chan struct{}) {
+	close(begun)
+	<-c
+}
