@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"syscall"
 	"testing"
 
 	"github.com/mesh-agent/mesh-agent/internal/keyring"
@@ -18,6 +19,12 @@ import (
 	"github.com/mesh-agent/mesh-agent/token"
 	"github.com/mesh-agent/mesh-agent/token/tokentest"
 )
+
+// TestMain has the tests' folders be this user's alone, as a state folder must be, whatever the umask is.
+func TestMain(m *testing.M) {
+	syscall.Umask(0o077)
+	os.Exit(m.Run())
+}
 
 // newFake returns a token of its kind's name that has keys of every algorithm.
 func newFake(name string) *tokentest.Fake {

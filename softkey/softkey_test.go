@@ -19,6 +19,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 
 	"filippo.io/age"
@@ -29,6 +30,12 @@ import (
 	"github.com/mesh-agent/mesh-agent/token"
 	"github.com/mesh-agent/mesh-agent/token/tokentest"
 )
+
+// TestMain has the tests' folders be this user's alone, as a state folder must be, whatever the umask is.
+func TestMain(m *testing.M) {
+	syscall.Umask(0o077)
+	os.Exit(m.Run())
+}
 
 // protected are options with a cost of scrypt that suits a test.
 func protected(passphrase string) Options {

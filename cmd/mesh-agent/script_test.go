@@ -25,6 +25,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	syscall.Umask(0o022) // whatever it was: nobody else may write to the folders of scripts
 	testscript.Main(m, map[string]func(){"mesh-agent": main, "harden": showHardened})
 }
 

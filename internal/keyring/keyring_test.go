@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"testing/synctest"
 
@@ -22,6 +23,12 @@ import (
 	"github.com/mesh-agent/mesh-agent/token"
 	"github.com/mesh-agent/mesh-agent/token/tokentest"
 )
+
+// TestMain has the tests' folders be this user's alone, as a state folder must be, whatever the umask is.
+func TestMain(m *testing.M) {
+	syscall.Umask(0o077)
+	os.Exit(m.Run())
+}
 
 // fixture is a keyring that can be closed and opened again over the same folder.
 type fixture struct {

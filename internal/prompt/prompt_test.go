@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -17,6 +18,7 @@ import (
 
 func TestMain(m *testing.M) {
 	prompttest.Main()
+	syscall.Umask(0o022) // whatever it was: nobody else may write to a program's folder
 	os.Exit(m.Run())
 }
 

@@ -8,9 +8,16 @@ import (
 	"path/filepath"
 	"reflect"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
+
+// TestMain has the tests' folders be this user's alone, as a state folder must be, whatever the umask is.
+func TestMain(m *testing.M) {
+	syscall.Umask(0o077)
+	os.Exit(m.Run())
+}
 
 const (
 	udfA = "MB2G-XH44-3CCD-5EFG-6HIJ-7KLM-2NOP"

@@ -15,6 +15,7 @@ import (
 // Main runs the tests of a package, and fails if they leave goroutines, open files or processes behind. It returns
 // what TestMain has to call os.Exit with.
 func Main(m *testing.M) int {
+	syscall.Umask(0o077) // whatever it was: a state folder must be this user's alone
 	before := openFiles()
 	if code := m.Run(); code != 0 {
 		return code
