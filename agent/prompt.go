@@ -41,8 +41,19 @@ type prompts struct {
 
 // talk is what one request has to ask: one thing after another, and nothing more once a question had no answer.
 type talk struct {
-	turn    sync.Mutex // held while somebody is asked for this request, which its end ends
-	refusal error      // guarded by turn: why a question had no answer; nil until then
+	once    sync.Once
+	turn    chan struct{} // holds a value while somebody is asked for this request
+	refusal error         // for who has the turn: why a question had no answer; nil until then
+}
+
+func (t *talk) enter(ctx context.Context) (leave func(), err error) {
+	t.once.Do(func() { t.turn = make(chan struct{}, 1) })
+	select {
+	case t.turn <- struct{}{}:
+		return func() { <-t.turn }, nil
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
 }
 
 // plea is an operation of a request, or a message, for which somebody may have to be asked. It is a keyring.Asker.
@@ -83,7 +94,7 @@ func (p *plea) wipe() {
 
 // Context implements keyring.Asker.
 func (p *plea) Context(ctx context.Context, s keyring.Subject) context.Context {
-	return prompt.WithReason(ctx, func() string { return p.reason(s) })
+	return prompt.WithReason(ctx, func() string { return p.reason(s) + p.client() })
 }
 
 // PIN implements keyring.Asker. A key that asks each time has a prompt of its own; a token that is
@@ -97,8 +108,11 @@ func (p *plea) PIN(ctx context.Context, n keyring.Need) (token.Auth, error) {
 	n.Token = t.Info().Name // it may go by others
 	w := &wait{p, n}
 	defer p.wait(w)()
-	p.talk.turn.Lock()
-	defer p.talk.turn.Unlock()
+	leave, err := p.talk.enter(ctx)
+	if err != nil {
+		return token.Auth{}, err
+	}
+	defer leave()
 	if p.talk.refusal != nil {
 		return token.Auth{}, w.refused(&unanswered{n.Err, p.talk.refusal})
 	}
@@ -354,12 +368,12 @@ func (w *wait) refused(u *unanswered) error {
 // lastTry asks whether the last try may be used up.
 func (w *wait) lastTry() string {
 	return fmt.Sprintf("One try is left for the PIN of the token %s. If the next PIN is wrong, the token takes no PIN any more.\n%s\nUse up the last try?",
-		prompt.Line(w.Token), w.reason(w.Subject))
+		prompt.Line(w.Token), w.reason(w.Subject)+w.askers())
 }
 
 // words are what asks for the PIN.
 func (w *wait) words(n keyring.Need, left int) prompt.Question {
-	lines := []string{"PIN of the token " + prompt.Line(n.Token), w.reason(n.Subject)}
+	lines := []string{"PIN of the token " + prompt.Line(n.Token), w.reason(n.Subject) + w.askers()}
 	if w.eachTime() {
 		lines = append(lines, "This key asks for it each time.")
 	}
@@ -387,7 +401,7 @@ func (w *wait) words(n keyring.Need, left int) prompt.Question {
 	return q
 }
 
-// reason says in two lines what is to be done, with which key if it is one, and who asks for it.
+// reason begins the two lines that say what is to be done, with which key if it is one, and who asks for it.
 func (p *plea) reason(s keyring.Subject) string {
 	names := s.Udf
 	switch label := prompt.Line(s.Label); {
@@ -400,7 +414,23 @@ func (p *plea) reason(s keyring.Subject) string {
 	if names != "" {
 		what = "Key: " + names + ", for " + p.deed
 	}
-	return what + "\nAsked for by: " + p.client()
+	return what + "\nAsked for by: "
+}
+
+// maxAskers is how many programs a question names.
+const maxAskers = 3
+
+// askers names the programs that wait for an answer, the one whose words the question has first.
+func (w *wait) askers() string {
+	pids := w.clients()
+	var names []string
+	for _, pid := range pids[:min(len(pids), maxAskers)] {
+		names = append(names, (&request{pid: pid}).client())
+	}
+	if more := len(pids) - maxAskers; more > 0 {
+		names = append(names, fmt.Sprintf("%d more", more))
+	}
+	return strings.Join(names, "; ")
 }
 
 // client names the program that asks. The process that connected may be another one by now, or

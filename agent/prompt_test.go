@@ -143,9 +143,13 @@ func (b *promptBench) key(t *testing.T, use token.Use, policy token.PINPolicy) *
 }
 
 func (b *promptBench) operates(ctx context.Context, operation string) <-chan result {
+	return b.operatesAs(ctx, int32(os.Getpid()), operation)
+}
+
+func (b *promptBench) operatesAs(ctx context.Context, pid int32, operation string) <-chan result {
 	done := make(chan result, 1)
 	go func() {
-		r := &request{Agent: b.Agent, kind: meshAndSSH, pid: int32(os.Getpid()), owner: new(int)}
+		r := &request{Agent: b.Agent, kind: meshAndSSH, pid: pid, owner: new(int)}
 		r.peer.UID = b.uid
 		_, body := r.operateOne(ctx, strictjson.Value(operation))
 		var got result
@@ -332,6 +336,31 @@ func (b *promptBench) waiters(t *testing.T, n int) {
 			t.Fatalf("%d wait, want %d", waiting, n)
 		}
 	}
+}
+
+// TestPromptNamesAll has several programs wait for one token: a question names those that wait when it is asked.
+func TestPromptNamesAll(t *testing.T) {
+	t.Parallel()
+	b := newPromptBench(t, tokentest.FakeOptions{Tries: 9})
+	key := b.key(t, token.UseSign, token.PINDefault)
+	const nobody = 1 << 30 // no process has such a number
+	as := func(pid int32) <-chan result { return b.operatesAs(t.Context(), pid, signs(key)) }
+	done := []<-chan result{as(nobody)}
+	q := b.next(t, false, fmt.Sprintf("Asked for by: process %d\n", nobody))
+	for i := range int32(4) {
+		done = append(done, as(nobody+1+i/2)) // two of each
+	}
+	b.waiters(t, 5)
+	q.answer("000000")
+	q = b.next(t, false, fmt.Sprintf("Asked for by: process %d; process ", nobody), fmt.Sprintf("process %d", nobody+1), fmt.Sprintf("process %d", nobody+2))
+	done = append(done, as(nobody+3))
+	b.waiters(t, 6)
+	q.answer("000000")
+	b.next(t, false, "; 1 more\n").answer(rightPIN)
+	for _, d := range done {
+		want(t, <-d, 201, "")
+	}
+	b.none(t)
 }
 
 // TestPromptUnanswered has each reason for which a question has no answer.
