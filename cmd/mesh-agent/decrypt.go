@@ -48,6 +48,9 @@ as many others.`,
   mesh-agent decrypt --key MBQC-... --partial partial.json letter.dare`,
 		Args: args(cobra.MaximumNArgs(1)),
 		RunE: func(c *cobra.Command, files []string) error {
+			if a.json {
+				return usageError{errors.New("--json: what was encrypted is written as it is")}
+			}
 			if err := rsa.check(c, key); err != nil {
 				return err
 			}

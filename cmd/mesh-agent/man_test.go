@@ -128,6 +128,7 @@ func TestUsageErrors(t *testing.T) {
 		{"verify --signer=a --signer=", "verify: --signer is empty"},
 		{"verify --body --json", "verify: --body and --json exclude"},
 		{"key public --format pem --json X", "key public: --json and --format pem exclude"},
+		{"decrypt --json", "decrypt: --json: what was encrypted"},
 		{"key export --json X", "key export: --json and --format tss2 exclude"},
 	} {
 		t.Run(test.args, func(t *testing.T) {
