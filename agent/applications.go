@@ -91,13 +91,7 @@ func (r *request) hadApplication(old *devicestate.Membership, pub token.PublicKe
 func (r *request) installApplication(ctx context.Context, m *maker, a *device.ApplicationActivation, title string, refusal func(token.PublicKey) string, label string) (refused []string, err error) {
 	for _, name := range slices.Sorted(maps.Keys(a.Keys)) {
 		k := a.Keys[name]
-		private, err := k.PrivateParameters.PrivateKey()
-		if err != nil {
-			refused = append(refused, fmt.Sprintf("%s: %s: %v", title, name, err))
-			continue
-		}
-		public, err := mesh.PublicOf(private)
-		private.Wipe()
+		public, err := publicPart(k.PrivateParameters)
 		if err != nil {
 			refused = append(refused, fmt.Sprintf("%s: %s: %v", title, name, err))
 			continue
@@ -117,6 +111,20 @@ func (r *request) installApplication(ctx context.Context, m *maker, a *device.Ap
 		refused = append(refused, notes...)
 	}
 	return refused, nil
+}
+
+// publicPart is the public key by which a private one is confirmed. Of a share, such as members of a group have, it is the
+// share's own: what it says about the whole key is a claim.
+func publicPart(p *mesh.PrivateParameters) (token.PublicKey, error) {
+	if s := p.KeyShare; s != nil && s.Share != nil {
+		p = s.Share
+	}
+	private, err := p.PrivateKey()
+	if err != nil {
+		return token.PublicKey{}, err
+	}
+	defer private.Wipe()
+	return mesh.PublicOf(private)
 }
 
 // cataloguedKey is a public key in an entry of a catalog of applications, which may say to which roles it is granted.
