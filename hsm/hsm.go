@@ -205,7 +205,7 @@ func (t *Token) setInfo(b *binding, s token.State) {
 	}
 	info.State = s
 	if b != nil {
-		info.Description = strings.TrimSpace(fmt.Sprintf("%s %s, serial %s, %q", b.info.manufacturer, b.info.model, b.info.serial, b.info.label))
+		info.Description = b.info.describe()
 		info.Parallel = b.info.parallel(t.module.options.Sessions)
 		info.Algorithms = nil
 		for _, k := range b.kinds {
@@ -213,6 +213,12 @@ func (t *Token) setInfo(b *binding, s token.State) {
 		}
 	}
 	t.info.Store(&info)
+}
+
+// describe names maker, model, serial number and label, in UTF-8 even if the token's own texts are not.
+func (i tokenInfo) describe() string {
+	text := strings.TrimSpace(fmt.Sprintf("%s %s, serial %s, %q", i.manufacturer, i.model, i.serial, i.label))
+	return strings.ToValidUTF8(text, "\uFFFD")
 }
 
 // parallel returns how many operations are worth having under way: as many as there are sessions that

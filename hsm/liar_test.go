@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"unicode/utf8"
 
 	"github.com/mesh-agent/mesh-agent/hsm/hsmtest"
 	"github.com/mesh-agent/mesh-agent/keyshare"
@@ -139,6 +140,17 @@ func TestWrongPINsInTurn(t *testing.T) {
 	}
 	if err := tok.Unlock(t.Context(), []byte(hsmtest.PIN)); err != nil {
 		t.Error(err)
+	}
+}
+
+// What a token says of itself is described in UTF-8, whatever that is: else nothing could be listed.
+func TestTokenOfOtherScript(t *testing.T) {
+	t.Parallel()
+	fake := hsmtest.NewFake(t)
+	fake.Do(t, "serial", "M\xfcller\x1b[31m")
+	tok := openLocked(t, newTestModule(t, fake.Setup), fake.Setup)
+	if d := tok.Info().Description; !utf8.ValidString(d) || !strings.Contains(d, "M\uFFFDller") {
+		t.Errorf("the description is %q", d)
 	}
 }
 
