@@ -47,10 +47,19 @@ func takeLock(path string) (*lock, error) {
 	case err != nil:
 		return nil, errors.Join(fmt.Errorf("lock %s: %w", path, err), file.Close())
 	}
-	if err := errors.Join(file.Truncate(0), writePID(file)); err != nil {
+	if err := errors.Join(file.Truncate(0), notePID(file)); err != nil {
 		return nil, errors.Join(fmt.Errorf("write lock: %w", err), file.Close())
 	}
 	return &lock{file}, nil
+}
+
+// notePID writes the process id. Keys can be used where there is no room for it.
+func notePID(file *os.File) error {
+	err := writePID(file)
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		return nil
+	}
+	return err
 }
 
 // release empties the lock file and closes it, which gives up the lock. The file stays:
