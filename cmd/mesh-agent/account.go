@@ -391,11 +391,16 @@ applications, unless --no-applications is given.`,
 	return c
 }
 
-// explainConnect adds what to do about a request that is not approved.
+// explainConnect adds what to do about a request that is not approved, or asks for too much.
 func explainConnect(err error) error {
 	var status *client.StatusError
-	if errors.As(err, &status) && strings.HasPrefix(status.Text, "policy: the request proves no PIN") {
+	switch {
+	case !errors.As(err, &status):
+		return err
+	case strings.HasPrefix(status.Text, "policy: the request proves no PIN"):
 		return hint(err, "compare what the device shows: --device UDF, or --witness after mesh-agent account acknowledge")
+	case strings.HasPrefix(status.Text, "Device: its entry would not fit"):
+		return hint(err, "grant fewer addresses; account connect --no-applications drops those that the device had")
 	}
 	return err
 }

@@ -39,7 +39,7 @@ better: it was never anywhere else.`,
 			req.Device = names[0]
 			made, err := asked(c.Context(), a, (*client.Client).AccountGrant, req)
 			if err != nil {
-				return err
+				return explainConnect(err)
 			}
 			return a.printConnection(c.Context(), made, catalog)
 		},
