@@ -262,7 +262,9 @@ func (r *request) activate(ctx context.Context, id *identity, a activation) (any
 	if inside.Len() > device.MaxDigests {
 		return nil, &failure{statusState, "Catalog: no more activations can be remembered, and none must be forgotten: a new device is needed"}
 	}
-	r.keepInside(inside) // before there is a key that opens them
+	if err := r.keepInside(inside); err != nil { // before there is a key that opens them
+		return nil, err
+	}
 	refused, err := r.install(ctx, m, a)
 	if err != nil {
 		return nil, errors.Join(err, m.undo(ctx))
@@ -402,11 +404,15 @@ var (
 )
 
 // keepInside adds to what is opened inside only.
-func (a *Agent) keepInside(digests device.DigestSet) {
+func (a *Agent) keepInside(digests device.DigestSet) error {
+	if err := a.loadInside(); err != nil { // what the other connections have
+		return err
+	}
 	if known := a.inside.Load(); known != nil {
 		digests = digests.Union(*known)
 	}
 	a.inside.Store(&digests)
+	return nil
 }
 
 // install makes the combined keys, the account's keys and those of applications. It returns

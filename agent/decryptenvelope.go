@@ -75,6 +75,8 @@ func checkEnvelope(op mesh.OperationDecrypt) (*mesh.Envelope, error) {
 		return nil, malformed("Envelope", "it is not encrypted")
 	case len(e.Header.Recipients) > maxRecipients:
 		return nil, malformed("Envelope", "more than %d recipients", maxRecipients)
+	case len(op.Signers) > maxSignatures:
+		return nil, malformed("Signers", "at most %d expected", maxSignatures)
 	case e.Trailer != nil && len(e.Trailer.Signatures) > maxSignatures:
 		return nil, malformed("Envelope", "more than %d signatures", maxSignatures)
 	}

@@ -313,6 +313,7 @@ func TestRefusedEnvelopes(t *testing.T) {
 		"release key":     {mesh.OperationDecrypt{Envelope: text, Release: "key", Salt: e.Header.Salt}, 400, "Release:"},
 		"recipient too":   {mesh.OperationDecrypt{Envelope: text, Release: "plaintext", Recipient: recipient}, 400, "Recipient: not together"},
 		"salt":            {mesh.OperationDecrypt{Envelope: text, Release: "plaintext", Salt: e.Header.Salt}, 400, "Salt:"},
+		"many signers":    {mesh.OperationDecrypt{Envelope: text, Release: "plaintext", Signers: make([]mesh.PublicParameters, maxSignatures+1)}, 400, "Signers: at most 64"},
 		"no envelope":     {mesh.OperationDecrypt{Recipient: recipient, Release: "plaintext"}, 400, "Envelope: missing"},
 		"signers without": {mesh.OperationDecrypt{Recipient: recipient, Signers: []mesh.PublicParameters{signer}}, 400, "Signers: only"},
 		"unknown release": {mesh.OperationDecrypt{Recipient: recipient, Release: "point"}, 400, "Release:"},

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -15,6 +16,7 @@ import (
 	"github.com/mesh-agent/mesh-agent/mesh"
 	"github.com/mesh-agent/mesh-agent/mesh/device"
 	"github.com/mesh-agent/mesh-agent/token"
+	"github.com/mesh-agent/mesh-agent/token/tokentest"
 )
 
 // connected is an agent whose device is connected.
@@ -179,6 +181,28 @@ func TestNoRecordNoDecryption(t *testing.T) {
 	x.agent = New(config)
 	if got := x.decrypt(t, letter.Header.Recipients[0]); got.Status != statusForbidden || !strings.Contains(got.Error, "keeps no record") {
 		t.Errorf("with no record at all: %+v", got)
+	}
+}
+
+// TestInsideIsComplete has an activation fail in an agent that could not read its record when it started: what came with other
+// connections is still opened inside only.
+func TestInsideIsComplete(t *testing.T) {
+	t.Parallel()
+	x := connectDevice(t)
+	other := newTestAccount(t, mesh.G1)
+	approve(t, x.agent, other.Account.Name())
+	entry := other.connect(t, x.device)
+	x.agent.inside.Store(nil)
+	token, err := x.agent.ring.Token("soft")
+	if err != nil {
+		t.Fatal(err)
+	}
+	token.(*tokentest.Fake).FailBefore(tokentest.OpImport, errors.New("fault"))
+	if r := activate(t, x.agent, entry); r.Status == mesh.StatusOK {
+		t.Fatal("activated")
+	}
+	if got := x.decrypt(t, x.entry.Activations[1].Header.Recipients[0]); got.Status != statusForbidden {
+		t.Errorf("an activation of the first connection: %+v", got)
 	}
 }
 

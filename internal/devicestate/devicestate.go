@@ -233,10 +233,14 @@ func (f *Folder) Accounts() ([]*Account, error) {
 			continue
 		}
 		a := new(Account)
-		if err := f.read(name, a); err != nil {
+		err := f.read(name, a)
+		if errors.Is(err, ErrNotFound) {
+			continue // removed meanwhile
+		}
+		if err != nil {
 			return nil, err
 		}
-		err := check(a.Version, a.Generation, a.Profile)
+		err = check(a.Version, a.Generation, a.Profile)
 		if err == nil && a.Udf != udf {
 			err = errors.New("it is that of another account")
 		}
