@@ -19,7 +19,7 @@ finish() {
 	# shellcheck disable=SC2086
 	[ -z "$pids" ] || kill $pids 2>/dev/null || :
 	wait
-	if [ "$status" -ne 0 ]; then
+	if [ "$status" -ne 0 ] && [ -n "$(ls "$work"/*.log 2>/dev/null)" ]; then
 		echo "demo: failed; what the programs said last:" >&2
 		tail -n 5 "$work"/*.log >&2 2>/dev/null || :
 	fi

@@ -111,5 +111,5 @@ var adviceForStatus = map[int]string{
 	429: "try again in a moment",
 	500: "the agent's log has the incident of this number; mesh-agent doctor looks for what is wrong with disk and tokens",
 	501: "see what the token can do: mesh-agent token list",
-	503: "see what is wrong with the token, and how to mend it: mesh-agent doctor",
+	503: "see what is wrong, and how to mend it: mesh-agent doctor",
 }
