@@ -195,7 +195,7 @@ func (a *Agent) promptInfo() *mesh.PromptInfo {
 	waiting := slices.Clone(a.prompts.waiting)
 	a.prompts.mu.Unlock()
 	for _, w := range waiting[:min(len(waiting), maxListed)] {
-		info.Waiting = append(info.Waiting, mesh.PromptWait{Token: w.Token, KeyId: w.Subject.Udf, Client: w.client(), PID: int(w.pid)})
+		info.Waiting = append(info.Waiting, mesh.PromptWait{Token: w.Token, KeyId: w.Subject.Udf, For: w.deed, Client: w.client(), PID: int(w.pid)})
 	}
 	return info
 }

@@ -344,7 +344,7 @@ func TestPromptDeviceLocked(t *testing.T) {
 	first := b.says(t, ctx, mesh.TagDeviceInitRequest, mesh.DeviceInitRequest{Home: mesh.Home{Token: "card"}})
 	q := b.next(t, false, "PIN of the token card\n", "for making this device's Mesh identity")
 	for tag, want := range map[string]string{
-		mesh.TagDeviceShowRequest: "there is none yet", mesh.TagAccountListRequest: `{"Status":201`, mesh.TagStatusRequest: `"Waiting":[{"Token":"card","KeyId":""`,
+		mesh.TagDeviceShowRequest: "there is none yet", mesh.TagAccountListRequest: `{"Status":201`, mesh.TagStatusRequest: `"Waiting":[{"Token":"card","For":"making this device's Mesh identity","Client":`,
 	} {
 		if got := <-b.says(t, t.Context(), tag, struct{}{}); !strings.Contains(got, want) {
 			t.Errorf("%s meanwhile: %s", tag, got)

@@ -284,7 +284,7 @@ func TestPromptShared(t *testing.T) {
 
 	want(t, <-b.operates(t.Context(), signs(free)), 201, "")
 	status := operateJSON(t, b.Agent, `{"StatusRequest":{}}`)
-	for _, part := range []string{`"Prompt":{"Program":"/test/person","Waiting":[{"Token":"card","KeyId":"` + key.Udf + `","Client":"`} {
+	for _, part := range []string{`"Prompt":{"Program":"/test/person","Waiting":[{"Token":"card","KeyId":"` + key.Udf + `","For":"a signature","Client":"`} {
 		if !strings.Contains(status, part) {
 			t.Errorf("%s lacks %s", status, part)
 		}

@@ -238,7 +238,8 @@ type PromptInfo struct {
 // PromptWait is an operation that waits for a PIN.
 type PromptWait struct {
 	Token  string
-	KeyId  string // the key's UDF
+	KeyId  string `json:",omitzero"` // the key's UDF; none for one that is not made yet, or what is about a token as a whole
+	For    string // what is done, for people
 	Client string // for people
 	PID    int    // of the process that connected
 }

@@ -59,7 +59,11 @@ func promptRows(p *mesh.PromptInfo) [][]string {
 	}
 	rows := [][]string{{"prompt", p.Program}}
 	for _, w := range p.Waiting {
-		rows = append(rows, []string{"waits for PIN", fmt.Sprintf("of %s, key %s: %s", w.Token, w.KeyId, w.Client)})
+		what := "of " + w.Token
+		if w.KeyId != "" {
+			what += ", key " + w.KeyId
+		}
+		rows = append(rows, []string{"waits for PIN", fmt.Sprintf("%s, for %s: %s", what, w.For, w.Client)})
 	}
 	return rows
 }
