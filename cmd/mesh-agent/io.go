@@ -113,7 +113,10 @@ func (a *app) secret(ctx context.Context, prompt string) ([]byte, error) {
 		clear(data)
 		return nil, errors.New("read standard input: more than one line")
 	}
-	return bytes.TrimSuffix(line, []byte("\r")), nil
+	if line = bytes.TrimSuffix(line, []byte("\r")); len(line) == 0 {
+		return nil, hint(fmt.Errorf("read standard input: empty, %s expected", prompt), "give it as one line there, or run this at a terminal")
+	}
+	return line, nil
 }
 
 // addPIN adds the flag --pin.
