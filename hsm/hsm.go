@@ -68,8 +68,10 @@ type Token struct {
 	identity *tokenInfo    // guarded by lock, as all below: the token first seen
 	pin      secret.Bytes  // that the token took last
 	rejected rejected
-	findings []token.Finding // what probing showed
-	probed   bool
+	// mismatches counts the PINs that were offered since, and are not this one.
+	mismatches int
+	findings   []token.Finding // what probing showed
+	probed     bool
 }
 
 var (

@@ -66,7 +66,7 @@ func (r *rejected) hash(pin []byte) []byte {
 const pinFlags = ckfPINCountLow | ckfPINFinalTry | ckfPINLocked
 
 // Unlock logs in. A PIN that the token has refused is refused again here, and on a
-// token that is unlocked the PIN is compared with the one that unlocked it: neither costs a
+// token that is unlocked the PIN is compared with the one that unlocked it, a few times: neither costs a
 // try. Errors: token.ErrAuthWrong, with ErrPINCountLow or ErrPINFinalTry where the token says so;
 // token.ErrLockedOut; token.ErrAbsent, token.ErrReplaced.
 func (t *Token) Unlock(ctx context.Context, pin []byte) error {
@@ -103,7 +103,7 @@ func (t *Token) login(ctx context.Context, pin []byte) error {
 		return err
 	}
 	t.pin.Wipe()
-	t.pin = secret.Bytes(append([]byte(nil), pin...))
+	t.pin, t.mismatches = secret.Bytes(append([]byte(nil), pin...)), 0
 	in := *b
 	in.loggedIn = true
 	ctx, end := t.outlasting(ctx)
@@ -113,12 +113,26 @@ func (t *Token) login(ctx context.Context, pin []byte) error {
 	return nil
 }
 
+// maxMismatches is how many wrong PINs are compared with the one that unlocked a token. Nobody counts them but this package, so
+// that a program could find the PIN by trying all.
+const maxMismatches = 3
+
+var errMismatches = errors.New("too many wrong ones since the token was unlocked; lock it first")
+
 // compareLocked answers for a token that is unlocked, or has no PIN.
 func (t *Token) compareLocked(b *binding, pin []byte) error {
-	if !b.loggedIn || subtle.ConstantTimeCompare(pin, t.pin) == 1 {
+	wrong := &token.AuthError{Reason: token.ErrAuthWrong, Kind: "PIN", TriesLeft: token.TriesUnknown}
+	switch {
+	case !b.loggedIn:
+		return nil
+	case t.mismatches == maxMismatches:
+		wrong.Detail = errMismatches
+		return wrong
+	case subtle.ConstantTimeCompare(pin, t.pin) == 1:
 		return nil
 	}
-	return &token.AuthError{Reason: token.ErrAuthWrong, Kind: "PIN", TriesLeft: token.TriesUnknown}
+	t.mismatches++
+	return wrong
 }
 
 // presentLocked presents a PIN to the token, once. What comes of it is waited for and noted even if the

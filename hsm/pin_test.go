@@ -106,6 +106,25 @@ func TestUnlockTwice(t *testing.T) {
 	if fake.Logins(t) != 1 {
 		t.Errorf("%d logins, want 1", fake.Logins(t))
 	}
+	for i := range 2 {
+		if err := tok.Unlock(t.Context(), wrongPIN(i)); errors.Is(err, errMismatches) {
+			t.Errorf("wrong PIN: %v", err)
+		}
+	}
+	if err := tok.Unlock(t.Context(), pin); !errors.Is(err, token.ErrAuthWrong) || !errors.Is(err, errMismatches) {
+		t.Errorf("the right PIN after three wrong ones: %v, want errMismatches, or a program could try all", err)
+	}
+	if err := tok.Lock(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := tok.Unlock(t.Context(), pin); err != nil {
+			t.Errorf("after it was locked: %v", err)
+		}
+	}
+	if n := fake.Logins(t); n != 2 {
+		t.Errorf("%d logins, want 2", n)
+	}
 	clear(pin) // the caller's
 	if !bytes.Equal(tok.pin, []byte(hsmtest.PIN)) {
 		t.Error("the token keeps the caller's octets")
