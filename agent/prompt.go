@@ -60,9 +60,9 @@ func (t *talk) enter(ctx context.Context) (leave func(), err error) {
 // Its user is bothered once for each key, however often the key is used.
 type plea struct {
 	*request
-	deed     string         // what is done, for people
-	held     map[pinOf]*pin // of keys that ask each time, until the operation is over
-	unlocked map[string]bool
+	deed     string          // what is done, for people
+	held     map[pinOf]*pin  // of keys that ask each time, until the operation is over
+	unlocked map[string]bool // tokens
 }
 
 var _ keyring.Asker = (*plea)(nil)
@@ -134,9 +134,10 @@ type wait struct {
 // ask gets the token unlocked, or a PIN for the operation.
 func (w *wait) ask(ctx context.Context, t token.Token) (token.Auth, error) {
 	unlocker, ok := t.(token.Unlocker)
-	toUnlock := ok && (w.Unlock || !w.eachTime())
+	unlocked := w.unlocked[w.Token] // by this operation, and that was not enough
+	toUnlock := ok && !unlocked && (w.Unlock || !w.eachTime())
 	switch {
-	case w.Unlock && (!ok || w.unlocked[w.Token]): // no PIN would help
+	case w.Unlock && !toUnlock: // no PIN would help
 		return token.Auth{}, w.Err
 	case toUnlock && (isLocked(t) || w.Unlock && w.Offered > 0):
 		err := w.prompts.unlockOnce(ctx, w.Token, func(ctx context.Context) error { return w.unlock(ctx, t, unlocker) })

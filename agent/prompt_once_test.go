@@ -416,6 +416,53 @@ func TestPromptToManage(t *testing.T) {
 	}
 }
 
+// stubborn is a token that says that it is locked, whatever it is given.
+type stubborn struct{ *tokentest.Fake }
+
+func (s stubborn) Info() token.Info {
+	info := s.Fake.Info()
+	info.State = token.StateLocked
+	return info
+}
+
+// TestStubbornToken asks for the PIN of a token that is not content with it a few times only.
+func TestStubbornToken(t *testing.T) {
+	t.Parallel()
+	f := tokentest.NewFake(tokentest.FakeOptions{Name: "stubborn", PIN: []byte(rightPIN)})
+	b := newPromptBench(t, tokentest.FakeOptions{}, stubborn{f})
+	if err := f.Unlock(t.Context(), []byte(rightPIN)); err != nil {
+		t.Fatal(err)
+	}
+	key := generate(t, b.Agent, "stubborn", token.P256, token.UseSign)
+	needed := &token.AuthError{Reason: token.ErrAuthNeeded, Kind: "PIN", TriesLeft: 3}
+	for _, c := range []struct {
+		op        tokentest.Op
+		questions int
+		do        func() <-chan string
+	}{
+		{tokentest.OpSign, 1 + maxAsked, func() <-chan string {
+			done := make(chan string, 1)
+			go func() { done <- (<-b.operates(t.Context(), signs(key))).Error }()
+			return done
+		}},
+		{tokentest.OpGenerate, 1 + maxAsked, func() <-chan string {
+			return b.says(t, t.Context(), mesh.TagKeyGenerateRequest, mesh.KeyGenerateRequest{Home: mesh.Home{Token: "stubborn"}, Algorithm: "P256", Use: "sign"})
+		}},
+	} {
+		for range 10 {
+			f.FailBefore(c.op, needed)
+		}
+		done := c.do()
+		for range c.questions {
+			b.next(t, false, "PIN of the token stubborn").answer(rightPIN)
+		}
+		if got := <-done; !strings.Contains(got, "pin needed, 3 left: asked often enough") {
+			t.Errorf("%s: %s", c.op, got)
+		}
+		b.none(t)
+	}
+}
+
 // TestDeeds wants words for whatever may ask.
 func TestDeeds(t *testing.T) {
 	t.Parallel()

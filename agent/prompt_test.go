@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 
@@ -351,6 +352,10 @@ func TestPromptNamesAll(t *testing.T) {
 		done = append(done, as(nobody+1+i/2)) // two of each
 	}
 	b.waiters(t, 5)
+	clients := slices.Sorted(slices.Values(q.Clients()))
+	if !slices.Equal(clients, []int32{nobody, nobody + 1, nobody + 2}) {
+		t.Errorf("it is the turn of %v", clients)
+	}
 	q.answer("000000")
 	q = b.next(t, false, fmt.Sprintf("Asked for by: process %d; process ", nobody), fmt.Sprintf("process %d", nobody+1), fmt.Sprintf("process %d", nobody+2))
 	done = append(done, as(nobody+3))
