@@ -165,7 +165,7 @@ func (a *app) card(ctx context.Context, name string) (*piv.Token, error) {
 		unknown := found
 		found = slices.DeleteFunc(slices.Clone(found), func(f piv.Found) bool { return f.Err != nil })
 		if len(found) == 0 && len(unknown) != 0 {
-			return nil, hint(fmt.Errorf("card in the reader %s: %w", unknown[0].Reader, unknown[0].Err), "end the program that holds it, or plug it in again; `mesh-agent doctor` says more")
+			return nil, hint(fmt.Errorf("card in the reader %q: %w", unknown[0].Reader, unknown[0].Err), "end the program that holds it, or plug it in again; `mesh-agent doctor` says more")
 		}
 		if len(found) != 1 {
 			return nil, hint(fmt.Errorf("%d PIV cards are plugged in", len(found)), "plug in one, or name it: piv:SERIAL")

@@ -102,3 +102,16 @@ func plugCard(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	reader.Plug()
 }
+
+// muteCard has the card not answer, or answer again.
+func muteCard(ts *testscript.TestScript, neg bool, args []string) {
+	if len(args) != 0 {
+		ts.Fatalf("usage: [!] pivmute")
+	}
+	reader := ts.Value(cardKey{}).(*virtualCard).reader
+	if neg {
+		reader.Speak()
+		return
+	}
+	reader.Silence()
+}

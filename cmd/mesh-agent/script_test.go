@@ -74,6 +74,7 @@ func TestScript(t *testing.T) {
 			"pivcard":   makeCard,
 			"pivkey":    cardSlot,
 			"pivplug":   plugCard,
+			"pivmute":   muteCard,
 			"pivtouch":  touchCard,
 			"gone":      awaitEnd,
 			"extend":    extendPCR,
