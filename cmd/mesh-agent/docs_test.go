@@ -282,7 +282,7 @@ func TestDocConfiguration(t *testing.T) {
 	t.Parallel()
 	texts := maps.Clone(pages(t))
 	texts["serve --help"] = newServeCommand(&app{}).Long
-	table := regexp.MustCompile(`(?m)^    (?:# ~/\.config/mesh-agent/config\.toml|\[\[?[a-z0-9]+\]?\])\n(?:    .*\n)+`)
+	table := regexp.MustCompile(`(?m)^    (?:# ~/\.config/mesh-agent/config\.toml|\[\[?[a-z0-9]+\]?\]|state = .*)\n(?:    .*\n)+`)
 	found := 0
 	for name, text := range texts {
 		for _, block := range table.FindAllString(text, -1) {

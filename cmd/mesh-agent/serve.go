@@ -75,7 +75,17 @@ nobody who can read your files. The first start decides which of the two it is.
 
 With --rollback-guard tpm the TPM counts changes of the key records. If an old copy of the
 state folder is put back, keys are not used until "mesh-agent store accept-rollback".
-The TPM's memory wears with each change, not with each use.`,
+The TPM's memory wears with each change, not with each use.
+
+Flags go before the environment, and that before the configuration file, TOML with these keys:
+
+    state = "/home/me/.local/state/mesh-agent"
+    software-keys = "passphrase"    # or "insecure"
+    tpm = "/dev/tpmrm0"             # or "off", or as --tpm
+    rollback-guard = "tpm"
+    piv = [5700001]
+
+and [[pkcs11]] and [prompt] as above. A key that is none of these is an error.`,
 		Example: `  mesh-agent serve --software-keys
   export SSH_AUTH_SOCK=$XDG_RUNTIME_DIR/mesh-agent/ssh.sock`,
 		Args: args(cobra.NoArgs),
