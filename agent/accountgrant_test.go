@@ -212,8 +212,9 @@ func withoutEscrow(t *testing.T, entry strictjson.Value) strictjson.Value {
 func TestGrantsFitIntoAFrame(t *testing.T) {
 	t.Parallel()
 	x := withAddresses(t, 20)
-	var last, r mesh.AccountConnectResponse
-	granted := 0
+	var r mesh.AccountConnectResponse
+	granted := 12
+	last := x.grant(t, mesh.ApplicationGrants{GrantMail: addresses(granted)})
 	for ; granted < 20; granted++ {
 		if r = x.grantMail(t, numbered(granted)); r.Status != mesh.StatusOK {
 			break

@@ -91,7 +91,7 @@ func (r *request) hadApplication(old *devicestate.Membership, pub token.PublicKe
 func (r *request) installApplication(ctx context.Context, m *maker, a *device.ApplicationActivation, title string, refusal func(token.PublicKey) string, label string) (refused []string, err error) {
 	for _, name := range slices.Sorted(maps.Keys(a.Keys)) {
 		k := a.Keys[name]
-		public, err := publicPart(k.PrivateParameters)
+		public, err := publicPart(k)
 		if err != nil {
 			refused = append(refused, fmt.Sprintf("%s: %s: %v", title, name, err))
 			continue
@@ -113,11 +113,14 @@ func (r *request) installApplication(ctx context.Context, m *maker, a *device.Ap
 	return refused, nil
 }
 
-// publicPart is the public key by which a private one is confirmed. Of a share, such as members of a group have, it is the
-// share's own: what it says about the whole key is a claim.
-func publicPart(p *mesh.PrivateParameters) (token.PublicKey, error) {
+// publicPart is the public key by which a private one of an activation is confirmed. Of a share, such as members of a group
+// have, it is the share's own: what it says about the whole key is a claim.
+func publicPart(k *mesh.KeyData) (token.PublicKey, error) {
+	p := k.PrivateParameters
 	if s := p.KeyShare; s != nil && s.Share != nil {
 		p = s.Share
+	} else if k.PublicParameters != nil && p.PrivateKeyRSA != nil {
+		return k.PublicKey() // ParseApplicationActivation found it to fit, which takes long for RSA keys
 	}
 	private, err := p.PrivateKey()
 	if err != nil {
