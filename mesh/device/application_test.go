@@ -2,6 +2,7 @@ package device
 
 import (
 	"crypto/rand"
+	"crypto/rsa"
 	"errors"
 	"testing"
 
@@ -168,4 +169,23 @@ func TestKeysGivenAsSeeds(t *testing.T) {
 		_, err := ParseAccountActivation(must((&AccountActivation{Encryption: k}).marshal()), g)
 		wantErr(t, "no seed", err, token.ErrBadKey)
 	})
+}
+
+// TestApplicationUnderAnotherPublicKey refuses a private key beside the public one of another: by that it would be confirmed.
+func TestApplicationUnderAnotherPublicKey(t *testing.T) {
+	t.Parallel()
+	g := mesh.G1
+	k := sshKey(t, g)
+	other := must(mesh.NewKeyData(must(mesh.PublicOf(&token.PrivateKey{Algorithm: token.RSA2048, RSA: must(rsa.GenerateKey(rand.Reader, 2048))})), g))
+	for name, edit := range map[string]func(*mesh.KeyData){
+		"public part":         func(k *mesh.KeyData) { k.PublicParameters = other.PublicParameters },
+		"public part and Udf": func(k *mesh.KeyData) { k.PublicParameters, k.Udf = other.PublicParameters, other.Udf },
+		"Udf":                 func(k *mesh.KeyData) { k.Udf = other.Udf },
+	} {
+		planted := *k
+		edit(&planted)
+		grant := ApplicationGrant{Kind: KindSSH, Keys: map[string]*mesh.KeyData{"ClientKey": &planted}}
+		_, err := ParseApplicationActivation(must(grant.Marshal()), g)
+		wantErr(t, name, err, ErrActivation)
+	}
 }
