@@ -605,7 +605,8 @@ func TestCancelledBatch(t *testing.T) {
 func FuzzOperate(f *testing.F) {
 	a := newAgent(f, Limits{}, newFake("t"))
 	e := generate(f, a, "t", token.X448, token.UseAgree)
-	for _, m := range messages {
+	all := append(messages[:], deviceMessages[:]...)
+	for _, m := range all {
 		f.Add([]byte(`{"` + m.request + `":{}}`))
 	}
 	for _, op := range operations {
@@ -618,10 +619,7 @@ func FuzzOperate(f *testing.F) {
 		tag, _, err := cutTagged(strictjson.EscapeControls(contents))
 		known := err == nil && strictjson.Valid(contents) == nil
 		if known {
-			known = false
-			for _, m := range messages {
-				known = known || m.request == tag
-			}
+			known = slices.ContainsFunc(all, func(m message) bool { return m.request == tag })
 		}
 		if !known {
 			if !bytes.Equal(reply, []byte{sshExtensionFailure}) {
