@@ -20,7 +20,7 @@ import (
 func TestNothingIsLeft(t *testing.T) {
 	slow := newFake("slow")
 	b := newPromptBench(t, tokentest.FakeOptions{}, slow)
-	b.limits.Frame, b.limits.Write, b.limits.Connections = time.Hour, time.Hour, 1000 // nothing ends by time, or for lack of room
+	b.limits.Frame, b.limits.Write, b.limits.Connections = time.Hour, time.Hour, 2000 // nothing ends by time, or for lack of room
 	waits := b.key(t, token.UseSign, token.PINDefault)                                // for a prompt
 	held := generate(t, b.Agent, "slow", token.Ed25519, token.UseSign)
 	slow.Hold(tokentest.OpSign) // each signature takes until its client goes
