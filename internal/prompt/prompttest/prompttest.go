@@ -98,8 +98,8 @@ type Programs struct {
 	tb       testing.TB
 }
 
-// patience is how long a test waits for what must come.
-const patience = 20 * time.Second
+// patience is how long a test waits for what must come, so that it does not hang if that never does.
+const patience = time.Minute
 
 // New returns programs of a folder of their own. The test's TestMain must call Main.
 func New(tb testing.TB) *Programs {

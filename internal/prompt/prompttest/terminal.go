@@ -52,7 +52,7 @@ func (t *Terminal) Until(texts ...string) {
 	t.tb.Helper()
 	t.seen.Reset()
 	buf := make([]byte, 4096)
-	if err := t.file.SetReadDeadline(time.Now().Add(20 * time.Second)); err != nil {
+	if err := t.file.SetReadDeadline(time.Now().Add(patience)); err != nil {
 		t.tb.Fatal(err)
 	}
 	for missing := true; missing; {
