@@ -64,13 +64,8 @@ func TestParseProfileRefuses(t *testing.T) {
 		e := must(mesh.NewEnvelope(t.Context(), d.profile.Envelope.Body, mesh.EnvelopeOptions{
 			Generation: g, Signers: []mesh.Signer{d.root, other.root}, IncludeKey: true,
 		}))
-		// G1 wants a signature by ProfileSignature, G2 all of them to be by roots.
 		_, err = ParseProfileDevice(e, now)
-		if g == mesh.G1 && err != nil {
-			t.Errorf("a second signature: %v", err)
-		} else if g == mesh.G2 {
-			wantErr(t, "a second signature", err, mesh.ErrSigner)
-		}
+		wantErr(t, "a second signature", err, mesh.ErrSigner)
 	})
 }
 

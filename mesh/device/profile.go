@@ -261,7 +261,7 @@ func (r *profileReader) rootG1() error {
 	if err != nil {
 		return fmt.Errorf("ProfileSignature: %w", err)
 	}
-	if _, err := verifyBy(r.base.Envelope, mesh.G1, root); err != nil {
+	if err := verifyBy(r.base.Envelope, mesh.G1, root); err != nil {
 		return err
 	}
 	r.base.Roots = []token.PublicKey{root}
@@ -291,10 +291,8 @@ func (r *profileReader) rootsG2() error {
 			return fmt.Errorf("RootUdfs does not name who signed: %w", mesh.ErrSigner)
 		}
 	}
-	if n, err := verifyBy(e, mesh.G2, keys...); err != nil {
+	if err := verifyBy(e, mesh.G2, keys...); err != nil {
 		return err
-	} else if n != len(keys) {
-		return fmt.Errorf("there is another signature: %w", mesh.ErrSigner)
 	}
 	r.base.Roots, r.base.UDF = keys, rootsUDF(r.wire.RootUdfs)
 	return nil
@@ -317,19 +315,22 @@ func rootsUDF(roots []mesh.Binary) []byte {
 	return append([]byte{byte(mesh.UDFDigestSHA2)}, mesh.ContentDigest(list, "UdfList")...)
 }
 
-// verifyBy wants a signature of generation g by one of the keys, and returns how many there are. Signatures by other keys,
-// which anybody can add, say nothing; one by these keys that is wrong is an error.
-func verifyBy(e *mesh.Envelope, g mesh.Generation, keys ...token.PublicKey) (int, error) {
+// verifyBy wants every signature to be by one of the keys and of generation g: an object of the Mesh that somebody else signed
+// too is not one that was published.
+func verifyBy(e *mesh.Envelope, g mesh.Generation, keys ...token.PublicKey) error {
 	by, err := e.Verify(keys...)
 	if err != nil {
-		return 0, err
+		return err
 	}
 	for _, s := range by {
 		if s.Generation != g {
-			return 0, fmt.Errorf("signature is of generation %v, the object of %v: %w", s.Generation, g, mesh.ErrSigner)
+			return fmt.Errorf("signature is of generation %v, the object of %v: %w", s.Generation, g, mesh.ErrSigner)
 		}
 	}
-	return len(by), nil
+	if len(by) != len(e.Trailer.Signatures) {
+		return fmt.Errorf("there is another signature: %w", mesh.ErrSigner)
+	}
+	return nil
 }
 
 // decode is strictjson.Unmarshal of what must be an object.

@@ -54,7 +54,7 @@ func (c Connector) Revoke(ctx context.Context, entry *CatalogedDevice) (*mesh.En
 // VerifyRevocation verifies that the account's administrator ended a device's connection, and
 // returns the digests of what connected it. Errors: ErrRevocation, those of mesh.Envelope.Verify.
 func VerifyRevocation(e *mesh.Envelope, account *ProfileUser, device *ProfileDevice) ([]mesh.Binary, error) {
-	if _, err := verifyBy(e, account.Generation, account.Administrator); err != nil {
+	if err := verifyBy(e, account.Generation, account.Administrator); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrRevocation, err)
 	}
 	tagged, err := mesh.DecodeBody(e.Body)

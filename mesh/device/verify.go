@@ -213,7 +213,7 @@ func (v Verification) signatures(m *Membership, c *CatalogedDevice) error {
 		if o.e == nil {
 			continue
 		}
-		if _, err := verifyBy(o.e, m.Account.Generation, m.Account.Administrator); err != nil {
+		if err := verifyBy(o.e, m.Account.Generation, m.Account.Administrator); err != nil {
 			return &VerifyError{StepSignature, o.name, err}
 		}
 	}
