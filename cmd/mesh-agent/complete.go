@@ -31,7 +31,7 @@ var flagWords = map[string][]string{
 // addCompletions has the shell offer, for what flags and arguments take: words, the running agent's keys and tokens, files where
 // the help says file or folder, and nothing else.
 func addCompletions(a *app, c *cobra.Command) {
-	if c.ValidArgsFunction == nil {
+	if c.ValidArgsFunction == nil && c.Flags().Lookup("share-to") == nil { // after which further files may follow
 		c.ValidArgsFunction = a.argumentCompletion(c.Use)
 	}
 	c.Flags().VisitAll(func(f *pflag.Flag) {
@@ -75,11 +75,11 @@ func (a *app) flagCompletion(f *pflag.Flag) cobra.CompletionFunc {
 			return words(c.Context()), cobra.ShellCompDirectiveNoFileComp
 		}
 	}
-	kind, usage := pflag.UnquoteUsage(f)
+	_, usage := pflag.UnquoteUsage(f)
 	named := func(word string) bool { return strings.Contains(usage, word) }
 	words := flagWords[f.Name]
 	switch {
-	case f.Value.Type() == "bool", slices.Contains([]string{"file", "folder", "socket", "device"}, kind):
+	case f.Value.Type() == "bool", takesPath(f):
 		return nil
 	case len(words) > 0 && !slices.ContainsFunc(words, func(w string) bool { return !named(w) }):
 		return cobra.FixedCompletions(words, cobra.ShellCompDirectiveNoFileComp)
@@ -89,6 +89,12 @@ func (a *app) flagCompletion(f *pflag.Flag) cobra.CompletionFunc {
 		return always(a.tokenWords)
 	}
 	return cobra.NoFileCompletions
+}
+
+// takesPath reports whether a flag's value may be a path, by what its usage calls it.
+func takesPath(f *pflag.Flag) bool {
+	kind, _ := pflag.UnquoteUsage(f)
+	return slices.Contains([]string{"file", "folder", "socket", "device"}, kind)
 }
 
 // completionPatience is how long the agent may take to say what there is, while somebody waits for the shell.

@@ -128,6 +128,8 @@ func TestUsageErrors(t *testing.T) {
 		{"verify --signer=a --signer=", "verify: --signer is empty"},
 		{"verify --body --json", "verify: --body and --json exclude"},
 		{"key public --format pem --json X", "key public: --json and --format pem exclude"},
+		{"key generate --token soft --alg P256 --use ssh --label \xff", "key generate: --label is not UTF-8"},
+		{"key show \xff", "key show: an argument is not UTF-8"},
 		{"decrypt --json", "decrypt: --json: what was encrypted"},
 		{"key export --json X", "key export: --json and --format tss2 exclude"},
 	} {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -45,7 +46,7 @@ PIV card, an HSM behind a PKCS #11 module, or software where there is no hardwar
 do the other commands.`
 	root.Version = version()
 	root.SilenceErrors, root.SilenceUsage = true, true
-	root.PersistentPreRunE = refuseEmpty
+	root.PersistentPreRunE = checkWords
 	root.SetIn(a.stdin)
 	root.SetOut(a.stdout)
 	root.SetErr(a.stderr)
@@ -121,24 +122,34 @@ func args(rule cobra.PositionalArgs) cobra.PositionalArgs {
 	}
 }
 
-// refuseEmpty refuses a flag or an argument that is there and empty: a variable of a script that is not
-// set must not pass for a check that nobody asked for, for standard input, or for the usual place.
-func refuseEmpty(c *cobra.Command, words []string) (err error) {
+// checkWords refuses a flag or an argument that is there and empty: a variable of a script that is not
+// set must not pass for a check that nobody asked for, for standard input, or for the usual place. What is
+// no path must be UTF-8, as all that goes into messages.
+func checkWords(c *cobra.Command, words []string) (err error) {
 	if c.Name() == cobra.ShellCompRequestCmd || c.Name() == cobra.ShellCompNoDescRequestCmd {
 		return nil // the word that is to be completed
 	}
 	mayBeEmpty := []string{"label", "key-name", "rsa-label", "content-type", "description", "tpm"}
+	invalid := func(word string) bool { return !utf8.ValidString(word) }
 	c.Flags().Visit(func(f *pflag.Flag) {
 		values := []string{f.Value.String()}
 		if list, ok := f.Value.(pflag.SliceValue); ok {
 			values = list.GetSlice()
 		}
-		if slices.Contains(values, "") && !slices.Contains(mayBeEmpty, f.Name) {
+		switch {
+		case slices.Contains(values, "") && !slices.Contains(mayBeEmpty, f.Name):
 			err = usageError{fmt.Errorf("--%s is empty", f.Name)}
+		case !takesPath(f) && slices.ContainsFunc(values, invalid):
+			err = usageError{fmt.Errorf("--%s is not UTF-8", f.Name)}
 		}
 	})
-	if err == nil && slices.Contains(words, "") {
+	takesFiles := c.ValidArgsFunction == nil
+	switch {
+	case err != nil:
+	case slices.Contains(words, ""):
 		err = usageError{errors.New("an argument is empty")}
+	case !takesFiles && slices.ContainsFunc(words, invalid):
+		err = usageError{errors.New("an argument is not UTF-8")}
 	}
 	return err
 }
