@@ -141,7 +141,11 @@ func (a *app) examineAgent(s mesh.StatusResponse) []mesh.Finding {
 		out = append(out, missingTPM(tpm.DefaultDevice))
 	}
 	if ssh := a.getenv("SSH_AUTH_SOCK"); s.SSH != "" && !sameFile(ssh, s.SSH) && !sameFile(ssh, s.Socket) {
-		out = append(out, finding(token.SeverityInfo, "SSH_AUTH_SOCK", "export SSH_AUTH_SOCK="+s.SSH, "ssh does not ask this agent, but %s", cmp.Or(ssh, "none: it is not set")))
+		text := "it is not set: ssh does not ask this agent"
+		if ssh != "" {
+			text = "ssh does not ask this agent, but what is at " + ssh
+		}
+		out = append(out, finding(token.SeverityInfo, "SSH_AUTH_SOCK", "export SSH_AUTH_SOCK="+s.SSH, "%s", text))
 	}
 	return out
 }

@@ -80,7 +80,10 @@ func (a *app) examineCards(ctx context.Context, serials []uint32) (out []mesh.Fi
 // examineOtherCards names the PIV cards that are plugged in and are none of these tokens.
 func (a *app) examineOtherCards(ctx context.Context, tokens []string) []mesh.Finding {
 	found, err := piv.List(ctx, a.getenv("PCSCLITE_CSOCK_NAME"))
-	if err != nil { // no pcscd, which is no matter without a card
+	switch {
+	case err != nil && slices.ContainsFunc(tokens, func(name string) bool { return strings.HasPrefix(name, "piv:") }):
+		return nil // these have said so
+	case err != nil: // no pcscd, which is no matter without a card
 		return []mesh.Finding{finding(token.SeverityInfo, "card", "to use one, install and start pcscd", "PIV cards are not seen: %v", err)}
 	}
 	var out []mesh.Finding
