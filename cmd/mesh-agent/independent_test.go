@@ -96,7 +96,7 @@ func addEd(p, q indPoint) indPoint {
 	return indPoint{x, divP(subP(mulP(p.y, q.y), mulP(p.x, q.x)), subP(one, t))}
 }
 
-func multiply(add func(p, q indPoint) indPoint, zero indPoint, k *big.Int, p indPoint) indPoint {
+func multiply[P any](add func(p, q P) P, zero P, k *big.Int, p P) P {
 	out := zero
 	for i := k.BitLen() - 1; i >= 0; i-- {
 		if out = add(out, out); k.Bit(i) == 1 {
@@ -107,8 +107,19 @@ func multiply(add func(p, q indPoint) indPoint, zero indPoint, k *big.Int, p ind
 }
 
 func mul448(k *big.Int, p indPoint) indPoint { return multiply(add448, indPoint{}, k, p) }
+
+// mulEd divides at the end only: its points are x/z and y/z (RFC 8032, Section 5.2.4).
 func mulEd(k *big.Int, p indPoint) indPoint {
-	return multiply(addEd, indPoint{big.NewInt(0), big.NewInt(1)}, k, p)
+	type point struct{ x, y, z *big.Int }
+	one := big.NewInt(1)
+	sum := multiply(func(p, q point) point {
+		a, c, d := mulP(p.z, q.z), mulP(p.x, q.x), mulP(p.y, q.y)
+		b, e := mulP(a, a), mulP(indEdD, mulP(c, d))
+		f, g := subP(b, e), new(big.Int).Add(b, e)
+		h := mulP(new(big.Int).Add(p.x, p.y), new(big.Int).Add(q.x, q.y))
+		return point{mulP(mulP(a, f), subP(subP(h, c), d)), mulP(mulP(a, g), subP(d, c)), mulP(f, g)}
+	}, point{new(big.Int), one, one}, k, point{p.x, p.y, one})
+	return indPoint{divP(sum.x, sum.z), divP(sum.y, sum.z)}
 }
 
 // octets of a point: coordinate and, in the highest bit of the last octet, whether the other one is odd.
