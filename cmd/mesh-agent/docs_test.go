@@ -332,3 +332,29 @@ func TestDocStatuses(t *testing.T) {
 		t.Errorf("documented %v, advised %v", documented, advised)
 	}
 }
+
+// TestDocDependencies holds that docs/architecture.md says of each module that is required why it is, and of no other.
+func TestDocDependencies(t *testing.T) {
+	t.Parallel()
+	file, err := os.ReadFile(filepath.Join(top, "go.mod"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	major := regexp.MustCompile(`/v\d+$`)
+	required := map[string]bool{"honnef.co/go/tools": true} // a tool, which has a line of its own
+	for _, m := range regexp.MustCompile(`(?m)^\t(\S+) v\S+$`).FindAllStringSubmatch(string(file), -1) { // without "// indirect"
+		required[major.ReplaceAllString(m[1], "")] = true
+	}
+	_, section, _ := strings.Cut(pages(t)[filepath.Join(top, "docs", "architecture.md")], "\n## Dependencies\n")
+	documented := make(map[string]bool)
+	for _, row := range regexp.MustCompile(`(?m)^\| (`+"`"+`[^|]*) \|`).FindAllStringSubmatch(section, -1) {
+		for i, name := range strings.Split(row[1], "`") {
+			if i%2 == 1 {
+				documented[major.ReplaceAllString(name, "")] = true
+			}
+		}
+	}
+	if len(required) < 10 || !maps.Equal(documented, required) {
+		t.Errorf("documented %q, required %q", slices.Sorted(maps.Keys(documented)), slices.Sorted(maps.Keys(required)))
+	}
+}
