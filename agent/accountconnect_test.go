@@ -58,3 +58,43 @@ func TestConnectKeepsPIN(t *testing.T) {
 		}
 	}
 }
+
+// TestWrongPINIsUsedUp has a request that names a PIN and does not prove it use it up, so that nobody can try another.
+func TestWrongPINIsUsedUp(t *testing.T) {
+	t.Parallel()
+	admin, laptop := newDeviceAgent(t), newDeviceAgent(t)
+	var made mesh.AccountInitResponse
+	ask(t, admin, mesh.TagAccountInitRequest, mesh.AccountInitRequest{Home: mesh.Home{Token: "soft"}, Address: "alice@example.com"}, mesh.TagAccountInitResponse, &made)
+	var pin mesh.AccountPINResponse
+	ask(t, admin, mesh.TagAccountPINRequest, mesh.AccountPINRequest{}, mesh.TagAccountPINResponse, &pin)
+	initDevice(t, laptop, mesh.DeviceInitRequest{})
+	var asked mesh.DeviceConnectResponse
+	ask(t, laptop, mesh.TagDeviceConnectRequest, mesh.DeviceConnectRequest{Account: "alice@example.com", PIN: pin.PIN}, mesh.TagDeviceConnectResponse, &asked)
+	e, err := mesh.ParseEnvelope(asked.Request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	body := map[string]map[string]strictjson.Value{}
+	if err := strictjson.Unmarshal(e.Body, &body); err != nil {
+		t.Fatal(err)
+	}
+	body["RequestConnection"]["PinWitness"] = strictjson.Value(`"` + strings.Repeat("A", 86) + `"`)
+	wrong, err := strictjson.Marshal(body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		request strictjson.Value
+		want    string
+	}{
+		{wrong, "policy: the request does not prove the PIN"},
+		{wrong, "policy: the PIN of the request is not one that waits"},
+		{asked.Request, "policy: the PIN of the request is not one that waits"},
+	} {
+		var r mesh.AccountConnectResponse
+		ask(t, admin, mesh.TagAccountConnectRequest, mesh.AccountConnectRequest{Request: c.request}, mesh.TagAccountConnectResponse, &r)
+		if r.Status != statusForbidden || !strings.HasPrefix(r.StatusDescription, c.want) {
+			t.Errorf("%d %s, want %q", r.Status, r.StatusDescription, c.want)
+		}
+	}
+}
