@@ -83,21 +83,16 @@ func serveModule(t *testing.T, s hsmtest.Setup) (*client.Client, string, *os.Pro
 	agent.Env = append(os.Environ(), m.env())
 	var log bytes.Buffer
 	agent.Stderr = &log
-	if err := agent.Start(); err != nil {
+	d, err := launch(agent)
+	if err != nil {
 		t.Fatal(err)
 	}
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
-		if err := agent.Wait(); err != nil {
+	t.Cleanup(func() {
+		if err := d.stop(); err != nil {
 			t.Errorf("the agent: %v\n%s", err, log.Bytes())
 		}
-	}()
-	t.Cleanup(func() {
-		agent.Process.Signal(syscall.SIGTERM)
-		<-ended
 	})
-	if err := errors.Join(m.ready(ended), m.close()); err != nil {
+	if err := errors.Join(m.ready(d.done), m.close()); err != nil {
 		t.Fatal(err)
 	}
 	c := dialAgent(t, socket)

@@ -101,7 +101,18 @@ type background struct {
 
 // start runs c until the script ends, or end.
 func start(ts *testscript.TestScript, name string, c *exec.Cmd) *background {
-	d := &background{log: ts.MkAbs(name + ".log"), done: make(chan struct{})}
+	d, err := launch(c)
+	ts.Check(err)
+	d.log = ts.MkAbs(name + ".log")
+	ts.Value(daemonsKey{}).(map[string]*background)[name] = d
+	ts.Defer(func() { d.stop() })
+	return d
+}
+
+// launch runs c until stop, or until this process ends, even if it crashes.
+func launch(c *exec.Cmd) (*background, error) {
+	c.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	d := &background{done: make(chan struct{})}
 	started := make(chan error)
 	go func() {
 		runtime.LockOSThread() // Pdeathsig acts when the thread that started the process ends
@@ -113,11 +124,9 @@ func start(ts *testscript.TestScript, name string, c *exec.Cmd) *background {
 			d.err = c.Wait()
 		}
 	}()
-	ts.Check(<-started)
+	err := <-started
 	d.process = c.Process
-	ts.Value(daemonsKey{}).(map[string]*background)[name] = d
-	ts.Defer(func() { d.stop() })
-	return d
+	return d, err
 }
 
 // stop interrupts the process and waits for its end.
@@ -154,8 +163,7 @@ func setupScript(env *testscript.Env) error {
 	return nil
 }
 
-// command prepares a program of the script's environment. If the script ends first, so
-// does the program.
+// command prepares a program of the script's environment.
 func command(ts *testscript.TestScript, name string, args ...string) *exec.Cmd {
 	path := name
 	for _, dir := range filepath.SplitList(ts.Getenv("PATH")) {
@@ -166,7 +174,6 @@ func command(ts *testscript.TestScript, name string, args ...string) *exec.Cmd {
 	c := exec.Command(path, args...)
 	c.Args[0] = name
 	c.Dir = ts.MkAbs(".")
-	c.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	for _, name := range []string{"PATH", "HOME", "TMPDIR", "GORACE", "MESH_AGENT_TPM", "PCSCLITE_CSOCK_NAME", "CREDENTIALS_DIRECTORY", "XDG_RUNTIME_DIR", "XDG_STATE_HOME"} {
 		if value := ts.Getenv(name); value != "" {
 			c.Env = append(c.Env, name+"="+value)

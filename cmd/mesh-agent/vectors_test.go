@@ -11,7 +11,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 
 	"github.com/mesh-agent/mesh-agent/client"
@@ -95,21 +94,16 @@ func startProgram(t *testing.T) program {
 	c.Env = append(os.Environ(), m.env())
 	var log bytes.Buffer
 	c.Stderr = &log
-	if err := c.Start(); err != nil {
+	d, err := launch(c)
+	if err != nil {
 		t.Fatal(err)
 	}
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
-		err = c.Wait()
-	}()
 	t.Cleanup(func() {
-		c.Process.Signal(syscall.SIGTERM) // it may have ended
-		if <-ended; err != nil {
+		if err := d.stop(); err != nil {
 			t.Errorf("the agent ended badly: %v\n%s", err, log.String())
 		}
 	})
-	if err := m.ready(ended); err != nil {
+	if err := m.ready(d.done); err != nil {
 		t.Fatalf("the agent is not ready: %v", err)
 	}
 	return p
