@@ -161,13 +161,13 @@ func (d *Daemon) Stop() {
 	d.listener.Close()
 	d.listener = nil
 	close(d.stopped)
-	for _, c := range d.clients {
-		c.conn.Close()
-	}
-	for _, r := range d.readers {
+	for _, r := range d.readers { // before anybody can notice
 		r.forget()
 		r.cut()
 		r.powered = false
+	}
+	for _, c := range d.clients {
+		c.conn.Close()
 	}
 	d.changed.Broadcast()
 	d.mu.Unlock()
