@@ -158,14 +158,14 @@ func (d *Daemon) Stop() {
 		d.mu.Unlock()
 		return
 	}
-	d.listener.Close()
-	d.listener = nil
-	close(d.stopped)
 	for _, r := range d.readers { // before anybody can notice
 		r.forget()
 		r.cut()
 		r.powered = false
 	}
+	d.listener.Close()
+	d.listener = nil
+	close(d.stopped)
 	for _, c := range d.clients {
 		c.conn.Close()
 	}
