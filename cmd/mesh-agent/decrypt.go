@@ -17,10 +17,7 @@ import (
 )
 
 func newDecryptCommand(a *app) *cobra.Command {
-	var key string
-	var ask bool
-	var partials, signers []string
-	var rsa rsaFlags
+	var d decryption
 	c := &cobra.Command{
 		Use:   "decrypt [--key UDF] [FILE]",
 		Short: "Open a DARE envelope or an RSA ciphertext",
@@ -51,54 +48,72 @@ as many others.`,
 			if a.json {
 				return usageError{errors.New("--json: what was encrypted is written as it is")}
 			}
-			if err := rsa.check(c, key); err != nil {
+			if err := d.rsa.check(c, d.key); err != nil {
 				return err
 			}
-			if rsa.padding != "" {
-				pin, err := a.pinIf(c.Context(), ask, files)
-				if err != nil {
-					return err
-				}
-				defer clear(pin)
-				return a.decryptRSA(c.Context(), rsa, key, pin, optional(files))
+			if d.rsa.padding != "" {
+				return a.decryptCiphertext(c.Context(), d, files)
 			}
-			data, err := a.read(optional(files), maxDocument)
-			if err != nil {
-				return err
-			}
-			envelope, err := mesh.ParseEnvelope(data)
-			if err != nil {
-				return fmt.Errorf("read envelope: %w", err)
-			}
-			accepted, err := a.verifyFirst(c.Context(), envelope, signers)
-			if err != nil {
-				return err
-			}
-			points, err := a.readPoints(partials)
-			if err != nil {
-				return err
-			}
-			if ask && key == "" {
-				return usageError{errors.New("--pin needs --key: a PIN is for one token only")}
-			}
-			pin, err := a.pinIf(c.Context(), ask, files)
-			if err != nil {
-				return err
-			}
-			defer clear(pin)
-			plaintext, err := a.decryptEnvelope(c.Context(), opener{envelope, key, pin, points, accepted})
-			if err != nil {
-				return err
-			}
-			return a.print(plaintext)
+			return a.decryptFile(c.Context(), d, files)
 		},
 	}
-	c.Flags().StringVar(&key, "key", "", "`UDF` of the key (default: every key that could)")
-	addPIN(c, &ask)
-	rsa.add(c)
-	c.Flags().StringArrayVar(&signers, "signer", nil, "whose signature it must have: `file` or UDF, as of verify; once for each")
-	c.Flags().StringArrayVar(&partials, "partial", nil, "`file` with the agreement of another share; once for each")
+	c.Flags().StringVar(&d.key, "key", "", "`UDF` of the key (default: every key that could)")
+	addPIN(c, &d.ask)
+	d.rsa.add(c)
+	c.Flags().StringArrayVar(&d.signers, "signer", nil, "whose signature it must have: `file` or UDF, as of verify; once for each")
+	c.Flags().StringArrayVar(&d.partials, "partial", nil, "`file` with the agreement of another share; once for each")
 	return c
+}
+
+// decryption is what the flags of decrypt say.
+type decryption struct {
+	key               string
+	ask               bool // for the PIN
+	partials, signers []string
+	rsa               rsaFlags
+}
+
+// decryptCiphertext opens an RSA ciphertext.
+func (a *app) decryptCiphertext(ctx context.Context, d decryption, files []string) error {
+	pin, err := a.pinIf(ctx, d.ask, files)
+	if err != nil {
+		return err
+	}
+	defer clear(pin)
+	return a.decryptRSA(ctx, d.rsa, d.key, pin, optional(files))
+}
+
+// decryptFile opens an envelope. The PIN is asked for last, when nothing else can be wrong with what was given.
+func (a *app) decryptFile(ctx context.Context, d decryption, files []string) error {
+	data, err := a.read(optional(files), maxDocument)
+	if err != nil {
+		return err
+	}
+	envelope, err := mesh.ParseEnvelope(data)
+	if err != nil {
+		return fmt.Errorf("read envelope: %w", err)
+	}
+	accepted, err := a.verifyFirst(ctx, envelope, d.signers)
+	if err != nil {
+		return err
+	}
+	points, err := a.readPoints(d.partials)
+	if err != nil {
+		return err
+	}
+	if d.ask && d.key == "" {
+		return usageError{errors.New("--pin needs --key: a PIN is for one token only")}
+	}
+	pin, err := a.pinIf(ctx, d.ask, files)
+	if err != nil {
+		return err
+	}
+	defer clear(pin)
+	plaintext, err := a.decryptEnvelope(ctx, opener{envelope, d.key, pin, points, accepted})
+	if err != nil {
+		return err
+	}
+	return a.print(plaintext)
 }
 
 // opener is an envelope and what opens it beside the agent's keys: the one key and its PIN, and the
